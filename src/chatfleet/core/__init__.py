@@ -1,0 +1,1 @@
+"""What every component shares: errors, settings and fleet types. Imports nothing of ours."""

@@ -1,0 +1,125 @@
+"""The one error tree. Raised anywhere, rendered in one place as OpenAI's error object.
+
+Source of the form and of the types and codes: OpenAI's API reference, "Error codes".
+"""
+
+from typing import ClassVar
+
+
+class ChatFleetError(Exception):
+    """Base of every error that ChatFleet raises on purpose. The message is for a person."""
+
+
+class ConfigurationError(ChatFleetError):
+    """A component cannot start as it was configured. The CLI prints the message and exits with 2."""
+
+
+class ServingError(ChatFleetError):
+    """An error that a client of the API sees.
+
+    `status` is the HTTP status, `type` and `code` are OpenAI's, `param` names the request field at
+    fault (dotted and indexed, such as `messages[0].content`), `headers` go out with the response.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers or {}
+
+
+class InvalidRequest(ServingError):
+    """The request is malformed or out of range (400)."""
+
+    status, type = 400, "invalid_request_error"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field we know, with a value that the engine or model cannot honour (400)."""
+
+    code = "unsupported_parameter"
+
+
+class UnknownParameter(InvalidRequest):
+    """A field nobody knows, under --strict (400)."""
+
+    code = "unknown_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and completion do not fit the context (400)."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, prompt_tokens: int, max_tokens: int | None, context_length: int, param: str) -> None:
+        completion = "" if max_tokens is None else f" and {max_tokens} for the completion"
+        remedy = f"Shorten the {param}" + ("." if max_tokens is None else " or lower max_tokens.")
+        super().__init__(
+            f"This model's maximum context length is {context_length} tokens, but you asked for {prompt_tokens} "
+            f"tokens in the {param}{completion}. {remedy}",
+            param=param,
+        )
+
+
+class ModelNotFound(ServingError):
+    """No such model here (404). The message names what is served."""
+
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+
+class PathNotFound(ServingError):
+    """No such path (404)."""
+
+    status, type, code = 404, "invalid_request_error", "unknown_url"
+
+
+class MethodNotAllowed(ServingError):
+    """The path exists, the method does not (405)."""
+
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class PayloadTooLarge(ServingError):
+    """The body is over the limit (413)."""
+
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RequestTimeout(ServingError):
+    """The request did not arrive in time (408)."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class UnsupportedMediaType(ServingError):
+    """The body is not what the path takes (415)."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class QueueFull(ServingError):
+    """Too many requests wait already (429)."""
+
+    status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class InternalError(ServingError):
+    """A fault of ours (500). The message never carries internals."""
+
+    code = "internal_error"
+
+
+class EngineError(ServingError):
+    """The engine failed this request (500)."""
+
+    code = "engine_error"
+
+
+class EngineUnavailable(ServingError):
+    """The engine is starting, restarting or gone (503)."""
+
+    status, type, code = 503, "server_error", "engine_unavailable"
