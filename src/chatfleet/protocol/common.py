@@ -1,0 +1,131 @@
+"""What the APIs share: the request base, sampling fields, usage, the error body."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class WireModel(BaseModel):
+    """Base of what we send. Fields that were not set are left out of the JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(exclude_unset=True).encode()
+
+
+class RequestModel(BaseModel):
+    """Base of what clients send. Fields that we do not know are kept, to be named to the client."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    def unknown_fields(self, prefix: str = "") -> Iterator[str]:
+        """Paths of the fields nobody knows, such as `foo` or `messages[0].bar`."""
+        for name in self.model_extra or ():
+            yield f"{prefix}{name}"
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, RequestModel):
+                yield from value.unknown_fields(f"{prefix}{name}.")
+            elif isinstance(value, list) and value and isinstance(value[0], RequestModel):
+                for index, item in enumerate(value):
+                    if isinstance(item, RequestModel):
+                        yield from item.unknown_fields(f"{prefix}{name}[{index}].")
+
+
+def _finite(value: float) -> float:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_finite)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class StreamOptions(RequestModel):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(RequestModel):
+    """Sampling as both completion APIs take it. None is "as the API's default"."""
+
+    model: str | None = Field(default=None, max_length=512)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: Number | None = Field(default=None, ge=0, le=2)
+    top_p: Number | None = Field(default=None, ge=0, le=1)
+    presence_penalty: Number | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
+    user: str | None = None
+    # vLLM's extensions.
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    min_p: Number | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: Number | None = Field(default=None, gt=0, le=2)
+    min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
+    ignore_eos: bool | None = None
+
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class PromptTokensDetails(WireModel):
+    cached_tokens: int
+
+
+class Usage(WireModel):
+    """Token counts of one request; `completion_tokens` sums all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class EmbeddingUsage(WireModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class ErrorBody(WireModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(WireModel):
+    error: ErrorBody
+
+
+class ModelCard(WireModel):
+    """An entry of /v1/models. `max_model_len` is vLLM's addition: the context length in tokens."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "chatfleet"
+    max_model_len: int | None = None
+
+
+class ModelList(WireModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+JsonObject = dict[str, Any]
