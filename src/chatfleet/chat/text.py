@@ -1,0 +1,143 @@
+"""Text that grows token by token: exact UTF-8, stop strings, log probabilities in step with the text.
+
+One state machine serves streamed and whole answers, so that a stream concatenates to exactly the whole.
+"""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chatfleet.chat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token that shows: id, exact bytes, place in the text (characters before it), log probability."""
+
+    token_id: int
+    bytes: bytes
+    offset: int
+    logprob: float
+    top: Sequence[tuple[int, float]] = ()
+
+    @property
+    def text(self) -> str:
+        """The token as text; bytes that are no whole character become U+FFFD."""
+        return self.bytes.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """What an engine says of one token: natural-log probability and likeliest alternatives, best first."""
+
+    logprob: float
+    top: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """What may be shown now. `stopped` says that a stop string ended the text."""
+
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    stopped: bool = False
+
+
+class StopStrings:
+    """Finds the first stop string in text that comes in pieces, and holds back what may begin one.
+
+    The match that is complete first wins (of several that end together, the longest), so the result
+    does not depend on how the text was split.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """Text that can be shown, and whether a stop string was found right behind it."""
+        if not self._stops:
+            return text, False
+        buffer = self._held + text
+        found = [(at + len(stop), at) for stop in self._stops if (at := buffer.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return buffer[: min(found)[1]], True
+        keep = max(_overlap(buffer, stop) for stop in self._stops)
+        self._held = buffer[len(buffer) - keep :]
+        return buffer[: len(buffer) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+class IncrementalText:
+    """Turns the token ids of one choice into text.
+
+    Control tokens never show. A token's log probability comes out with the text that completes it, so
+    none comes out for text that a stop string cut off.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = StopStrings(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.strips_leading_space
+        self._decoded = 0
+        self._shown = 0
+        self._pending: list[tuple[int, TokenText]] = []  # (characters decoded up to its end, token)
+
+    def feed(self, token_ids: Sequence[int], logprobs: Sequence[Logprob] | None = None) -> TextDelta:
+        """Add tokens. After a delta with `stopped` nothing may be added."""
+        pieces: list[str] = []
+        for position, token_id in enumerate(token_ids):
+            if self._tokenizer.is_special(token_id):
+                continue
+            data = self._tokenizer.token_bytes(token_id)
+            if self._strip:
+                data, self._strip = data.removeprefix(b" "), False
+            piece = self._decoder.decode(data)
+            pieces.append(piece)
+            offset, self._decoded = self._decoded, self._decoded + len(piece)
+            if logprobs is not None:
+                entry = logprobs[position]
+                token = TokenText(token_id, data, offset, entry.logprob, entry.top)
+                self._pending.append((self._decoded, token))
+        return self._show("".join(pieces))
+
+    def finish(self) -> TextDelta:
+        """The end of generation: what was held back, an unfinished character as U+FFFD."""
+        tail = self._decoder.decode(b"", final=True)
+        self._decoded += len(tail)
+        delta = self._show(tail)
+        if not delta.stopped:
+            delta.text += self._stops.flush()
+            delta.tokens += [token for _, token in self._pending]
+            self._pending.clear()
+        return delta
+
+    def _show(self, text: str) -> TextDelta:
+        shown, stopped = self._stops.feed(text)
+        self._shown += len(shown)
+        ready = 0
+        while ready < len(self._pending) and self._pending[ready][0] <= self._shown:
+            ready += 1
+        tokens = [token for _, token in self._pending[:ready]]
+        del self._pending[:ready]
+        return TextDelta(shown, tokens, stopped)
+
+
+def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of whole token ids, control tokens left out."""
+    text = IncrementalText(tokenizer)
+    return text.feed(token_ids).text + text.finish().text
