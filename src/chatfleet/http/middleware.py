@@ -1,0 +1,64 @@
+"""What every request gets: an id, the names of ignored fields, and an error object whatever goes wrong."""
+
+import re
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chatfleet.http.errors import as_serving_error, error_response
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_MAX_IGNORED_CHARS = 1024
+
+
+class RequestMiddleware:
+    """Pure ASGI, so that streams are not wrapped.
+
+    A client's own x-request-id is kept where it is short and plain, else one is made.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = _request_id(scope)
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if ignored := state.get("ignored"):
+                    headers["x-chatfleet-ignored"] = _header_value(ignored)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            return
+        except Exception as exc:
+            error = as_serving_error(exc)
+            if started:
+                raise
+            await error_response(error)(scope, receive, send_with_headers)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return f"req_{uuid.uuid4().hex}"
+
+
+def _header_value(names: list[str]) -> str:
+    """Names as one header value: printable ASCII without commas of their own, bounded."""
+    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name) for name in names)
+    return ", ".join(safe)[:_MAX_IGNORED_CHARS]

@@ -1,0 +1,93 @@
+"""Work that ends when its client goes away, and event streams that own what they stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from chatfleet.http.errors import as_serving_error, error_json
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+
+
+def sse(data: bytes) -> bytes:
+    """One server-sent event. Source: WHATWG HTML, "Server-sent events"; `data` is JSON, so one line."""
+    return b"data: " + data + b"\n\n"
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away (raises ClientDisconnect).
+
+    The request's body must have been read. When the caller is cancelled, so is `work`.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStreamResponse(Response):
+    """Server-sent events from a generator, closed on success, error and disconnect alike.
+
+    Made by `open`, which reads the first event while there can still be a real HTTP status. An error
+    later goes out as one `data:` event with the error object, then the stream ends without [DONE].
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+        self._first = first
+        self._events = events
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.raw_headers = [header for header in self.raw_headers if header[0] != b"content-length"]
+
+    @classmethod
+    async def open(cls, receive: Receive, events: AsyncGenerator[bytes, None]) -> "EventStreamResponse":
+        """Raises what the generator raises before its first event, and ClientDisconnect."""
+        try:
+            first = await until_disconnect(receive, _next(events))
+        except BaseException:
+            await events.aclose()
+            raise
+        return cls(first, events)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await until_disconnect(receive, self._send_events(send))
+        finally:
+            await self._events.aclose()
+
+    async def _send_events(self, send: Send) -> None:
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except Exception as exc:
+            event = sse(error_json(as_serving_error(exc)))
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(events)
