@@ -1,0 +1,48 @@
+"""The `chatfleet` command, one module per subcommand."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chatfleet.cli import chat, worker
+from chatfleet.core.errors import ConfigurationError
+
+app = typer.Typer(
+    name="chatfleet",
+    help="Serve language models behind one OpenAI-compatible endpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(worker.serve)
+app.command("worker")(worker.worker)
+app.command("chat")(chat.chat)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from chatfleet import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command. A ConfigurationError is printed as one message, and the exit status is 2."""
+    try:
+        app()
+    except ConfigurationError as exc:
+        Console(stderr=True).print(f"[bold red]Error:[/] {exc}", highlight=False, soft_wrap=True)
+        sys.exit(2)

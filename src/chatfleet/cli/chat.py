@@ -1,0 +1,87 @@
+"""`chatfleet chat`: talk to any OpenAI-compatible endpoint in the terminal."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.chat import ChatCompletionMessageParam
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
+
+
+def chat(
+    base_url: Annotated[str, typer.Option(help="The endpoint, with /v1.")] = DEFAULT_BASE_URL,
+    model: Annotated[str | None, typer.Option(help="Default: the first that the endpoint serves.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Default: OPENAI_API_KEY, if set.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Default: the endpoint's.")] = None,
+) -> None:
+    """Chat in the terminal, answers streaming. /reset starts over, /exit or Ctrl-D ends."""
+    from openai import OpenAI, OpenAIError
+
+    console = Console(highlight=False, soft_wrap=True)
+    client = OpenAI(base_url=base_url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none")
+    try:
+        model = model or client.models.list().data[0].id
+    except OpenAIError as exc:
+        console.print(f"[bold red]Error:[/] {base_url} does not answer: {exc}. Is `chatfleet serve` running?")
+        raise typer.Exit(1) from exc
+    except IndexError:
+        console.print(f"[bold red]Error:[/] {base_url} serves no model.")
+        raise typer.Exit(1) from None
+    console.print(f"[dim]{model} at {base_url}. /reset starts over, /exit ends.[/]")
+    opening: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while True:
+        try:
+            line = console.input("[bold cyan]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            messages = list(opening)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            answer = _answer(client, console, model, messages, temperature)
+            if answer is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _answer(
+    client: "OpenAI",
+    console: Console,
+    model: str,
+    messages: "list[ChatCompletionMessageParam]",
+    temperature: float | None,
+) -> str | None:
+    """Print the answer as it comes and return it; None when it failed. Ctrl-C ends it where it is."""
+    from openai import Omit, OpenAIError
+
+    parts: list[str] = []
+    try:
+        with client.chat.completions.create(
+            model=model,
+            messages=messages,
+            stream=True,
+            temperature=Omit() if temperature is None else temperature,
+        ) as stream:
+            for chunk in stream:
+                text = chunk.choices[0].delta.content if chunk.choices else None
+                if text:
+                    parts.append(text)
+                    console.out(text, end="", highlight=False)
+    except KeyboardInterrupt:
+        console.print("[dim] (stopped)[/]", end="")
+    except OpenAIError as exc:
+        console.print(f"[bold red]Error:[/] {exc}")
+        return None
+    console.print()
+    return "".join(parts)

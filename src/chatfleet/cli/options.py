@@ -1,0 +1,53 @@
+"""Command-line options made from a Settings class, so that no default stands in two places."""
+
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Annotated, Any, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from chatfleet.core.settings import Settings
+
+
+def settings_command(
+    settings: type[Settings], run: Callable[[dict[str, Any]], None], *, defaults: dict[str, Any] | None = None
+) -> Callable[..., None]:
+    """A typer command with an option per setting; `run` gets those that were given, over `defaults`.
+
+    The field `model` is the command's argument. The docstring of `run` is the command's help.
+    """
+    defaults = defaults or {}
+
+    def command(**options: Any) -> None:
+        given = {name: value for name, value in options.items() if value not in (None, [])}
+        run({**defaults, **given})
+
+    parameters = [
+        _parameter(name, field, defaults.get(name, field.get_default(call_default_factory=True)))
+        for name, field in settings.model_fields.items()
+    ]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    annotation: Any = field.annotation
+    if get_origin(annotation) is dict:
+        annotation = str
+    description: Any
+    if name == "model":
+        description = typer.Argument(help=field.description, show_default=False)
+    else:
+        shown = f" Default: {default}." if default not in (None, [], {}, False, 0) else ""
+        flag = str(extra.get("flag") or "--" + name.replace("_", "-"))
+        description = typer.Option(
+            flag,
+            help=f"{field.description}{shown}",
+            show_default=False,
+            rich_help_panel=str(extra.get("panel")),
+        )
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, description])

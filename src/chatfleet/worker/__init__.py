@@ -1,0 +1,1 @@
+"""A worker: one engine, one or more model names, OpenAI's API."""

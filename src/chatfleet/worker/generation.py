@@ -1,0 +1,151 @@
+"""Running the choices of a request: permits, engine streams, text, all in one owned object."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from chatfleet.chat.text import IncrementalText, Logprob, TextDelta, TokenText
+from chatfleet.chat.tokenizer import Tokenizer
+from chatfleet.engines.base import Engine, FinishReason, SamplingParams, TokenDelta, TokenLogprobs
+from chatfleet.worker.admission import Admission, Permit
+
+# Choices over one prompt start together, except behind a prompt of this many tokens: there the first
+# choice fills the prefix cache and the others wait for its first token, which saves their prefill.
+SHARED_PREFIX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One choice to generate. `index` is its place in the response, `prompt` that of its prompt."""
+
+    index: int
+    prompt: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+
+
+@dataclass(slots=True)
+class ChoiceDelta:
+    """What is new of one choice. `prompt_tokens` come once, where prompt log probabilities were asked for."""
+
+    index: int
+    text: str
+    tokens: list[TokenText] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+
+class Generation:
+    """All choices of one request, their deltas interleaved as they come.
+
+    Made inside the request: permits are reserved at once (QueueFull), slots taken as they free up.
+    `aclose` is idempotent; it cancels what still runs and gives back every permit, so call it on success,
+    error and disconnect alike.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        engine: Engine,
+        admission: Admission,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._permits = admission.reserve(len(jobs))
+        self._warm = {job.prompt: asyncio.Event() for job in jobs}
+        self.prompt_tokens = sum({job.prompt: len(job.prompt_token_ids) for job in jobs}.values())
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        leaders: set[int] = set()
+        runs = []
+        for job, permit in zip(jobs, self._permits, strict=True):
+            runs.append(self._run(job, permit, leads=job.prompt not in leaders))
+            leaders.add(job.prompt)
+        self._deltas = interleave(runs)
+
+    def __aiter__(self) -> AsyncGenerator[ChoiceDelta, None]:
+        return self._deltas
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+        for permit in self._permits:
+            permit.release()
+
+    async def _run(self, job: Job, permit: Permit, *, leads: bool) -> AsyncGenerator[ChoiceDelta, None]:
+        warm = self._warm[job.prompt]
+        if not leads and len(job.prompt_token_ids) >= SHARED_PREFIX_TOKENS:
+            await warm.wait()
+        text = IncrementalText(self._tokenizer, self._stops)
+        try:
+            async with permit, aclosing(self._engine.generate(job.prompt_token_ids, job.sampling)) as stream:
+                async for delta in stream:
+                    warm.set()
+                    self._count(delta, leads=leads)
+                    yield (choice := _choice_delta(job.index, text, delta))
+                    if choice.finish_reason is not None:
+                        return
+        finally:
+            warm.set()
+
+    def _count(self, delta: TokenDelta, *, leads: bool) -> None:
+        self.completion_tokens += len(delta.token_ids)
+        if leads and delta.cached_tokens:
+            self.cached_tokens += delta.cached_tokens
+
+
+def _choice_delta(index: int, text: IncrementalText, delta: TokenDelta) -> ChoiceDelta:
+    logprobs = None
+    if delta.logprobs is not None:
+        logprobs = [Logprob(entry.logprob, entry.top) for entry in delta.logprobs]
+    shown = text.feed(delta.token_ids, logprobs)
+    finish_reason = delta.finish_reason
+    if not shown.stopped and finish_reason is not None:
+        rest = text.finish()
+        shown = TextDelta(shown.text + rest.text, shown.tokens + rest.tokens, rest.stopped)
+    if shown.stopped:
+        finish_reason = "stop"
+    return ChoiceDelta(index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs)
+
+
+T = TypeVar("T")
+
+
+async def interleave(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Items of all streams as they come; the first error ends it. Closing it closes every stream."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield item
+        return
+    queue: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=2 * len(streams))
+    tasks = [asyncio.create_task(_pump(stream, queue)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            received = await queue.get()
+            if received is None:
+                running -= 1
+            elif isinstance(received, Exception):
+                raise received
+            else:
+                yield received
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(stream: AsyncGenerator[T, None], queue: "asyncio.Queue[T | Exception | None]") -> None:
+    try:
+        async with aclosing(stream):
+            async for item in stream:
+                await queue.put(item)
+        await queue.put(None)
+    except Exception as exc:
+        await queue.put(exc)

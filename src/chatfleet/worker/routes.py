@@ -1,0 +1,136 @@
+"""The worker's paths. Each handler reads, hands over and answers; what happens is in the service."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from chatfleet.chat.text import decode
+from chatfleet.core.errors import EngineUnavailable
+from chatfleet.http.body import Model, parse_body
+from chatfleet.http.streaming import EventStreamResponse, until_disconnect
+from chatfleet.protocol.chat import ChatCompletion, ChatCompletionRequest
+from chatfleet.protocol.common import ErrorResponse, ModelCard, ModelList, WireModel
+from chatfleet.protocol.completions import Completion, CompletionRequest
+from chatfleet.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
+from chatfleet.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from chatfleet.worker.chat import ChatCompletions
+from chatfleet.worker.completions import Completions
+from chatfleet.worker.embeddings import create_embeddings
+from chatfleet.worker.sampling import check_prompt_vocabulary
+from chatfleet.worker.service import WorkerService
+
+
+def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
+    """Every path of a worker. `strict` refuses request fields that nobody knows."""
+    router = APIRouter(
+        responses={
+            400: {"model": ErrorResponse},
+            404: {"model": ErrorResponse},
+            503: {"model": ErrorResponse},
+        }
+    )
+
+    async def parse(request: Request, model: type[Model]) -> Model:
+        parsed = await parse_body(request, model, strict=strict)
+        require_ready()
+        return parsed
+
+    def require_ready() -> None:
+        if not service.engine.ready:
+            raise EngineUnavailable("The model is loading or its engine is restarting. Try again shortly.")
+
+    async def respond(request: Request, stream: bool | None, call: ChatCompletions | Completions) -> Response:
+        if stream:
+            return await EventStreamResponse.open(request.receive, call.stream())
+        return await json_response(request, call.whole())
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=_body(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        body = await parse(request, ChatCompletionRequest)
+        return await respond(request, body.stream, ChatCompletions(service, body))
+
+    @router.post("/v1/completions", response_model=Completion, openapi_extra=_body(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        body = await parse(request, CompletionRequest)
+        return await respond(request, body.stream, Completions(service, body))
+
+    @router.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=_body(EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        body = await parse(request, EmbeddingRequest)
+        return await json_response(request, create_embeddings(service, body))
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(object="list", data=service.model_cards())
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        name = service.model_name(model)
+        return next(card for card in service.model_cards() if card.id == name)
+
+    @router.post("/v1/tokenize", response_model=TokenizeResponse, openapi_extra=_body(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        body = await parse(request, TokenizeRequest)
+        service.model_name(body.model)
+        if body.messages is None:
+            tokens = await service.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+        else:
+            prompt = await service.render(body.messages, body.tools, add_generation_prompt=body.add_generation_prompt)
+            tokens = await service.encode(prompt, add_special_tokens=False)
+        response = TokenizeResponse(count=len(tokens), max_model_len=service.capabilities.context_length, tokens=tokens)
+        if body.return_token_strs:
+            token_bytes = service.model.tokenizer.token_bytes
+            response.token_strs = [token_bytes(token).decode("utf-8", "replace") for token in tokens]
+        return _json(response)
+
+    @router.post("/v1/detokenize", response_model=DetokenizeResponse, openapi_extra=_body(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        body = await parse(request, DetokenizeRequest)
+        service.model_name(body.model)
+        check_prompt_vocabulary(body.tokens, "tokens", service.capabilities)
+        return _json(DetokenizeResponse(prompt=decode(service.model.tokenizer, body.tokens)))
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Requests can be answered."""
+        require_ready()
+        return {"status": "ok"}
+
+    return router
+
+
+async def json_response(request: Request, work: Coroutine[Any, Any, WireModel]) -> Response:
+    """The answer of `work`, which ends when the client goes away."""
+    return _json(await until_disconnect(request.receive, work))
+
+
+def _json(response: WireModel) -> Response:
+    return Response(response.to_json(), media_type="application/json")
+
+
+def _body(model: type[Model]) -> dict[str, Any]:
+    """The OpenAPI entry of a request body that we parse ourselves; `app` adds the schema it refers to."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+REQUEST_MODELS = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+"""Request bodies that the OpenAPI description must define."""

@@ -1,0 +1,141 @@
+"""What the APIs of a worker share: the model, its engine, and the steps from text to a generation."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from chatfleet.chat.messages import template_messages, template_tools
+from chatfleet.core.errors import ConfigurationError, InvalidRequest, ModelNotFound
+from chatfleet.engines.base import Capabilities, Engine, SamplingParams
+from chatfleet.protocol.chat import ChatMessage, Tool
+from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
+from chatfleet.worker.admission import Admission
+from chatfleet.worker.generation import Generation, Job
+from chatfleet.worker.model_source import ServedModel
+from chatfleet.worker.sampling import for_choice
+
+_OFF_LOOP_CHARS = 4096  # tokenising this much takes about a millisecond
+
+
+class WorkerService:
+    """One model on one engine."""
+
+    def __init__(self, model: ServedModel, engine: Engine, admission: Admission) -> None:
+        self.model = model
+        self.engine = engine
+        self.admission = admission
+
+    async def start(self) -> None:
+        """Start the engine and check that it suits the model. Raises ConfigurationError."""
+        await self.engine.start()
+        outside = [i for i in self.model.tokenizer.eos_token_ids if i >= self.capabilities.vocab_size]
+        if outside:
+            raise ConfigurationError(
+                f"The tokenizer does not belong to this model: its end token {outside[0]} is outside the "
+                f"model's {self.capabilities.vocab_size} tokens. Fetch the model's files again."
+            )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.engine.capabilities
+
+    def model_name(self, requested: str | None) -> str:
+        """The name to answer under. Raises ModelNotFound, naming what is served."""
+        if requested is None:
+            return self.model.names[0]
+        if requested not in self.model.names:
+            served = ", ".join(f"`{name}`" for name in self.model.names)
+            raise ModelNotFound(f"The model `{requested}` does not exist here. Served: {served}.", param="model")
+        return requested
+
+    def model_cards(self) -> list[ModelCard]:
+        context_length = self.capabilities.context_length if self.engine.ready else None
+        return [
+            ModelCard(
+                id=name,
+                object="model",
+                created=self.model.created,
+                owned_by="chatfleet",
+                max_model_len=context_length,
+            )
+            for name in self.model.names
+        ]
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids, made off the event loop when the text is long."""
+        encode = self.model.tokenizer.encode
+        if len(text) < _OFF_LOOP_CHARS:
+            return encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+
+    async def encode_prompt(self, prompt: str | list[int]) -> list[int]:
+        """A completion's or embedding's input as token ids; an empty text is one end-of-text token."""
+        if not isinstance(prompt, str):
+            return prompt
+        token_ids = await self.encode(prompt, add_special_tokens=True)
+        return token_ids or [min(self.model.tokenizer.eos_token_ids, default=0)]
+
+    async def render(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] | None,
+        *,
+        add_generation_prompt: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt that the chat template makes. Raises InvalidRequest."""
+        template = self.model.template
+        if template is None:
+            raise InvalidRequest(
+                "This model has no chat template. Use /v1/completions, or start the worker with --chat-template."
+            )
+        rendered = template_messages(messages, knows_developer="developer" in template.source)
+        return await asyncio.to_thread(
+            template.render,
+            rendered,
+            tools=template_tools(tools),
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sequence[SamplingParams],
+        *,
+        n: int,
+        stops: Sequence[str],
+    ) -> Generation:
+        """Start n choices of every prompt, indexed prompt by prompt. Raises QueueFull, EngineUnavailable."""
+        jobs = [
+            Job(prompt * n + choice, prompt, token_ids, for_choice(sampling[prompt], choice))
+            for prompt, token_ids in enumerate(prompts)
+            for choice in range(n)
+        ]
+        return Generation(
+            jobs,
+            engine=self.engine,
+            admission=self.admission,
+            tokenizer=self.model.tokenizer,
+            stops=stops,
+        )
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Unix time in whole seconds, as `created` has it."""
+    return int(time.time())
+
+
+def usage(generation: Generation) -> Usage:
+    return Usage(
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=generation.completion_tokens,
+        total_tokens=generation.prompt_tokens + generation.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
+    )

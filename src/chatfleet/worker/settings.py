@@ -1,0 +1,54 @@
+"""How a worker is set up."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from chatfleet.core.settings import Settings, setting
+from chatfleet.engines.base import EngineConfig
+
+_MODEL, _NETWORK, _LIMITS, _SIMULATED = "Model", "Network", "Limits", "Simulated engine"
+
+
+class WorkerSettings(Settings):
+    model: str | None = setting(
+        None, "GGUF file, OpenVINO IR folder or Hugging Face id. Without it: the bundled model.", _MODEL
+    )
+    model_names: list[str] = setting([], "Name to serve it under; repeatable.", _MODEL, flag="--model-name")
+    engine: Literal["openvino", "simulated"] = setting("openvino", "What runs the model.", _MODEL)
+    revision: str | None = setting(None, "Branch, tag or commit on Hugging Face.", _MODEL)
+    quantization: str | None = setting(None, "Which GGUF file of a repository, such as Q8_0.", _MODEL)
+    chat_template: str | None = setting(None, "A Jinja file, or a template of ours, such as chatml.", _MODEL)
+    chat_template_kwargs: dict[str, Any] = setting({}, "JSON object of variables for the template.", _MODEL)
+    device: str = setting("auto", "OpenVINO device: auto, CPU, GPU, ...", _MODEL)
+    deterministic: bool = setting(False, "Compute in f32: the same tokens alone and batched.", _MODEL)
+    host: str = setting("127.0.0.1", "Address to listen on.", _NETWORK)
+    port: int = setting(21002, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
+    context_length: int | None = setting(None, "Allow fewer tokens than the model can.", _LIMITS, ge=1)
+    kv_cache_gb: float | None = setting(None, "Size of the KV cache; default: from free memory.", _LIMITS, gt=0)
+    max_concurrency: int = setting(64, "Choices generated at once.", _LIMITS, ge=1, le=4096)
+    max_queue: int = setting(1024, "Choices that may wait; past it 429.", _LIMITS, ge=0)
+    strict: bool = setting(False, "Refuse request fields that nobody knows.", _LIMITS)
+    sim_ttft_ms: float = setting(0.0, "Time to the first token.", _SIMULATED, ge=0)
+    sim_itl_ms: float = setting(0.0, "Time between tokens.", _SIMULATED, ge=0)
+    sim_failure_rate: float = setting(0.0, "Share of requests that fail.", _SIMULATED, ge=0, le=1)
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    def engine_config(self, model_path: str | None) -> EngineConfig:
+        return EngineConfig(
+            engine=self.engine,
+            model_path=model_path,
+            context_length=self.context_length,
+            kv_cache_gb=self.kv_cache_gb,
+            max_concurrency=self.max_concurrency,
+            device=self.device,
+            deterministic=self.deterministic,
+            sim_ttft_ms=self.sim_ttft_ms,
+            sim_itl_ms=self.sim_itl_ms,
+            sim_failure_rate=self.sim_failure_rate,
+        )
