@@ -1,8 +1,9 @@
 """From the messages of a request to what a chat template reads."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from chatfleet.core.errors import UnsupportedParameter
 from chatfleet.protocol.chat import ChatMessage, MediaPart, RefusalPart, Tool
@@ -52,8 +53,9 @@ def _text(message: ChatMessage, path: str) -> str:
 
 
 def _arguments(arguments: str) -> Any:
+    """A parser that has a depth limit and takes no lone surrogates, which no tokenizer takes either."""
     try:
-        return json.loads(arguments)
+        return from_json(arguments)
     except ValueError:
         return arguments
 

@@ -1,29 +1,30 @@
 """Chat templates: the model's own Jinja, in a sandbox, bounded in time and size.
 
 Template authors are not trusted with the process: attribute access is Jinja's immutable sandbox's, every
-loop turn and macro call checks a deadline, and what a template may build at once is bounded.
+loop turn and macro call checks a deadline, and what one expression may build is bounded.
 """
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Environment, TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from chatfleet.core.errors import ConfigurationError, InvalidRequest
 
 MAX_SECONDS = 2.0
 MAX_CHARS = 16_000_000
-_MAX_REPEAT = 1_000_000
 
 _deadline: ContextVar[float] = ContextVar("template_deadline")
 
@@ -33,54 +34,90 @@ class TemplateLimit(Exception):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with a deadline in every loop and macro, and bounded repetition."""
+    """Jinja's immutable sandbox with a deadline in every loop and macro, and a bound on what one step may build."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.filters["tojson"] = _tojson
-        for name in ("center", "indent", "wordwrap"):
-            self.filters[name] = _bounded(self.filters[name])
+        for name in ("center", "indent", "wordwrap", "replace", "join"):
+            self.filters[name] = _bounded(name, self.filters[name])
         self.filters["format"] = lambda form, *values: _checked_format(str(form)) % values
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = Parser(self, source, name, filename).parse()
-        for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-            tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
-            cast(nodes.For, node).body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
-        return tree
+        return cast(nodes.Template, _Bounds().visit(tree))
 
     @staticmethod
     def tick() -> None:
         if time.monotonic() > _deadline.get():
             raise TemplateLimit(f"it ran for more than {MAX_SECONDS} s")
 
+    @staticmethod
+    def concat_bounded(*parts: Any) -> str:
+        """The operator `~`."""
+        texts = [str(part) for part in parts]
+        _check_size(sum(map(len, texts)))
+        return "".join(texts)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
             raise SecurityError("powers are not allowed in a chat template")
-        if operator == "*" and any(
-            hasattr(sized, "__len__") and isinstance(times, int) and len(sized) * times > _MAX_REPEAT
-            for sized, times in ((left, right), (right, left))
-        ):
-            raise TemplateLimit("it repeats a text too often")
+        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+            _check_size(len(left) + len(right))
+        if operator == "*":
+            for sized, times in ((left, right), (right, left)):
+                if hasattr(sized, "__len__") and isinstance(times, int):
+                    _check_size(len(sized) * times)
         if operator == "%" and isinstance(left, str):
             _checked_format(left)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(obj, "__name__", None) in ("format", "format_map"):
-            _checked_format(str(getattr(obj, "__self__", "")))
-        _check_numbers(args)
+        name, owner = getattr(obj, "__name__", ""), getattr(obj, "__self__", None)
+        if isinstance(owner, str):
+            if name in ("format", "format_map"):
+                _checked_format(owner)
+            _check_text_method(name, (owner, *args, *kwargs.values()))
         return super().call(context, obj, *args, **kwargs)
 
 
-def _check_numbers(values: Iterable[Any]) -> None:
-    """Widths and counts stay small: `"x".center(10**9)` would take the memory in one call."""
-    if any(isinstance(value, int) and value > _MAX_REPEAT for value in values):
-        raise TemplateLimit(f"it asks for a width or count over {_MAX_REPEAT}")
+class _Bounds(NodeTransformer):
+    """Puts the deadline into every loop turn and macro call, and the size bound into every `~`."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
+        node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
+        return self.generic_visit(node)
+
+    visit_Macro = visit_CallBlock = visit_For
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        bounded = nodes.EnvironmentAttribute("concat_bounded", lineno=node.lineno)
+        return nodes.Call(bounded, node.nodes, [], None, None, lineno=node.lineno)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_CHARS:
+        raise TemplateLimit(f"it builds a value longer than {MAX_CHARS}")
+
+
+def _check_text_method(name: str, values: Sequence[Any]) -> None:
+    """Bound what a method of a text, or the filter of the same name, may build out of `values`."""
+    for value in values:
+        if isinstance(value, int):  # a width or a count: `"x".center(10**9)`
+            _check_size(value)
+    if name == "replace" and len(values) >= 3:
+        text, old, new = map(str, values[:3])
+        _check_size(len(text) + text.count(old) * len(new))
+    elif name == "join":
+        pieces = [value for value in values if isinstance(value, list | tuple)]
+        separator = max((len(value) for value in values if isinstance(value, str)), default=0)
+        _check_size(sum(len(str(piece)) + separator for value in pieces for piece in value))
 
 
 def _checked_format(form: str) -> str:
@@ -89,10 +126,11 @@ def _checked_format(form: str) -> str:
     return form
 
 
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        _check_numbers((*args, *kwargs.values()))
+        values = (*args, *kwargs.values())
+        _check_text_method(name, [value for value in values if not isinstance(value, Environment | EvalContext)])
         return function(*args, **kwargs)
 
     return checked

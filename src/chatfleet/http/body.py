@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from itertools import islice
 from typing import TypeVar
 
 from fastapi import Request
@@ -21,18 +22,28 @@ from chatfleet.protocol.common import RequestModel
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 64
 BODY_TIMEOUT_S = 60.0
+_JSON = "application/json"
 _OFF_LOOP_BYTES = 256 * 1024  # parsing this much takes over a millisecond
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_MAX_UNKNOWN_FIELDS = 256  # as many as are named to the client
+
+# Opening brackets, closing brackets, or texts with what lies between them. Possessive, and a text that does not
+# end matches too: whatever the body is, the time is linear and no match is kept.
+_NESTING = re.compile(rb'([\[{]++)|([\]}]++)|(?:"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)[^"\[\]{}]*+)++', re.DOTALL)
 
 Model = TypeVar("Model", bound=RequestModel)
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises PayloadTooLarge, RequestTimeout, UnsupportedMediaType; starlette's ClientDisconnect."""
+    """The whole body of a JSON request.
+
+    Raises PayloadTooLarge, RequestTimeout, UnsupportedMediaType; starlette's ClientDisconnect.
+    """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Compressed request bodies are not accepted. Send the JSON as it is.")
+    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        raise UnsupportedMediaType(f"The content-type is {media_type[:128]!r}. Send JSON as '{_JSON}'.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise _too_large()
@@ -55,21 +66,24 @@ def _too_large() -> PayloadTooLarge:
 
 
 def is_too_deep(body: bytes) -> bool:
-    """Whether JSON nests more than MAX_DEPTH levels. Linear: innermost pairs are taken away level by level."""
+    """Whether JSON nests more than MAX_DEPTH levels: the brackets outside of texts, counted."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return False
-    brackets = _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        if not brackets:
-            return False
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(brackets)
+    depth = 0
+    for match in _NESTING.finditer(body):
+        if match.lastindex == 1:
+            depth += match.end() - match.start()
+            if depth > MAX_DEPTH:
+                return True
+        elif match.lastindex == 2:
+            depth -= match.end() - match.start()
+    return False
 
 
 def validate_body(model: type[Model], body: bytes) -> Model:
     """The body as `model`. Raises InvalidRequest with the field's path."""
     if is_too_deep(body):
-        raise InvalidRequest(f"The request body nests deeper than {MAX_DEPTH} levels, or its brackets do not match.")
+        raise InvalidRequest(f"The request body nests deeper than {MAX_DEPTH} levels.")
     try:
         return model.model_validate_json(body)
     except ValidationError as exc:
@@ -80,14 +94,18 @@ def validate_body(model: type[Model], body: bytes) -> Model:
         raise invalid_request(exc, parsed) from exc
 
 
+def _validated(model: type[Model], body: bytes) -> tuple[Model, list[str]]:
+    parsed = validate_body(model, body)
+    return parsed, list(islice(parsed.unknown_fields(), _MAX_UNKNOWN_FIELDS))
+
+
 async def parse_body(request: Request, model: type[Model], *, strict: bool) -> Model:
     """Read and validate. Fields nobody knows are left in `request.state.ignored`, or refused under `strict`."""
     body = await read_body(request)
     if len(body) > _OFF_LOOP_BYTES:
-        parsed = await asyncio.to_thread(validate_body, model, body)
+        parsed, unknown = await asyncio.to_thread(_validated, model, body)
     else:
-        parsed = validate_body(model, body)
-    unknown = list(parsed.unknown_fields())
+        parsed, unknown = _validated(model, body)
     if unknown and strict:
         raise UnknownParameter(f"Unknown parameter: '{unknown[0]}'.", param=unknown[0])
     request.state.ignored = unknown

@@ -1,5 +1,6 @@
 """What every request gets: an id, the names of ignored fields, and an error object whatever goes wrong."""
 
+import asyncio
 import re
 import uuid
 
@@ -7,6 +8,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chatfleet.core.errors import ShuttingDown
 from chatfleet.http.errors import as_serving_error, error_response
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -44,6 +46,10 @@ class RequestMiddleware:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            if not started:
+                await error_response(ShuttingDown())(scope, receive, send_with_headers)
+            raise
         except Exception as exc:
             error = as_serving_error(exc)
             if started:
@@ -55,10 +61,14 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
             return str(value.decode("latin-1"))
+    return new_request_id()
+
+
+def new_request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
 def _header_value(names: list[str]) -> str:
     """Names as one header value: printable ASCII without commas of their own, bounded."""
-    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name) for name in names)
+    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_IGNORED_CHARS]) for name in names)
     return ", ".join(safe)[:_MAX_IGNORED_CHARS]

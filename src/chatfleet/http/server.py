@@ -5,26 +5,68 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from chatfleet.core.errors import ConfigurationError, InvalidRequest
 from chatfleet.http.errors import error_json
+from chatfleet.http.middleware import new_request_id
 
 GRACEFUL_SHUTDOWN_S = 10
+BACKLOG = 4096
+MAX_HEAD_BYTES = 64 * 1024
+MAX_PIPELINED = 8
 
 
 class JsonErrorProtocol(HttpToolsProtocol):
-    """Answers what is not HTTP with the one error form, too."""
+    """Answers what is not HTTP with the one error form, too; bounds request heads, which httptools does not; and
+    tells every request of a connection that its client is gone, where uvicorn tells the last pipelined one only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes: int | None = 0  # None while no head is being read
+        self._unanswered: list[RequestResponseCycle] = []
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(f"The request line and headers are larger than {MAX_HEAD_BYTES // 1024} KB.")
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
+        self._unanswered.append(self.cycle)
+        if 1 < len(self._unanswered) <= MAX_PIPELINED:
+            self.flow.resume_reading()  # who does not read does not see that the client is gone
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        body = error_json(InvalidRequest("What was received is not a valid HTTP/1.1 request."))
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%b" % (len(body), body)
-        )
+        self._refuse("What was received is not a valid HTTP/1.1 request.")
+
+    def _refuse(self, message: str) -> None:
+        answering = any(cycle.response_started and not cycle.response_complete for cycle in self._unanswered)
+        if not answering:  # a second head inside an answer would be taken for a part of it
+            body = error_json(InvalidRequest(message))
+            self.transport.write(
+                b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n%b" % (new_request_id().encode(), len(body), body)
+            )
         self.transport.close()
 
 
@@ -61,7 +103,7 @@ def make_server(app: FastAPI) -> Server:
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
-        backlog=4096,
+        backlog=BACKLOG,
     )
     return Server(config)
 
@@ -73,6 +115,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # what holds the port from others; binding alone does not
     except OSError as exc:
         raise ConfigurationError(
             f"Cannot listen on {host}:{port}: {exc.strerror or exc}. "

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from chatfleet.core.errors import ShuttingDown
 from chatfleet.http.errors import as_serving_error, error_json
 
 T = TypeVar("T")
+
+_LAST_WORDS_S = 1.0  # for a client that does not read
 
 DONE = b"data: [DONE]\n\n"
 
@@ -75,6 +79,11 @@ class EventStreamResponse(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await until_disconnect(receive, self._send_events(send))
+        except asyncio.CancelledError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._send_end(send, sse(error_json(ShuttingDown())))
+            raise
         finally:
             await self._events.aclose()
 
@@ -84,9 +93,13 @@ class EventStreamResponse(Response):
             async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         except Exception as exc:
-            event = sse(error_json(as_serving_error(exc)))
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_end(send, sse(error_json(as_serving_error(exc))))
+        else:
+            await self._send_end(send, b"")
+
+    @staticmethod
+    async def _send_end(send: Send, last: bytes) -> None:
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 async def _next(events: AsyncGenerator[bytes, None]) -> bytes:

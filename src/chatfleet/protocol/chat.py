@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from chatfleet.protocol.common import (
     FinishReason,
@@ -12,6 +12,8 @@ from chatfleet.protocol.common import (
     Usage,
     WireModel,
 )
+
+MAX_METADATA = 16
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
 
@@ -53,7 +55,7 @@ class ToolCall(RequestModel):
 
 class ChatMessage(RequestModel):
     role: Role
-    content: str | list[ContentPart] | None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = Field(default=None, max_length=128)
     tool_call_id: str | None = None
@@ -82,6 +84,15 @@ class Tool(RequestModel):
     function: FunctionDefinition
 
 
+def _few_pairs(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_METADATA:
+        raise ValueError(f"may have at most {MAX_METADATA} entries")
+    return value
+
+
+Metadata = Annotated[dict[str, str], BeforeValidator(_few_pairs)]
+
+
 class ChatCompletionRequest(SamplingFields):
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
@@ -92,28 +103,22 @@ class ChatCompletionRequest(SamplingFields):
     tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     response_format: JsonObject | None = None
-    functions: list[JsonObject] | None = None
+    functions: Annotated[list[JsonObject], Field(fail_fast=True)] | None = None
     function_call: str | JsonObject | None = None
-    modalities: list[str] | None = None
+    modalities: list[str] | None = Field(default=None, max_length=16)
     audio: JsonObject | None = None
     prediction: JsonObject | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: JsonObject | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     # vLLM's extensions.
     chat_template_kwargs: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _top_logprobs_need_logprobs(self) -> Self:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
-        return self
 
 
 class TopLogprob(WireModel):

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_BIASES = 1024
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -47,6 +49,22 @@ StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _token_biases(value: Any) -> Any:
+    """Checked before the entries are: millions of bad ones would be millions of complaints."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_BIASES:
+        raise ValueError(f"may have at most {MAX_BIASES} entries")
+    try:
+        return {int(key): bias for key, bias in value.items()}
+    except ValueError as exc:
+        raise ValueError("its keys must be token ids") from exc
+
+
+TokenBiases = Annotated[dict[int, Annotated[Number, Field(ge=-100, le=100)]], BeforeValidator(_token_biases)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+
+
 class StreamOptions(RequestModel):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -66,7 +84,7 @@ class SamplingFields(RequestModel):
     frequency_penalty: Number | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
-    logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(default=None, max_length=1024)
+    logit_bias: TokenBiases | None = None
     user: str | None = None
     # vLLM's extensions.
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)

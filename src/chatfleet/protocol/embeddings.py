@@ -4,20 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from chatfleet.protocol.common import EmbeddingUsage, RequestModel, TokenId, WireModel
+from chatfleet.protocol.common import EmbeddingUsage, RequestModel, TokenIds, WireModel
 
 MAX_INPUTS = 2048
 
 Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[TokenIds, Field(min_length=1)]
 
 
 class EmbeddingRequest(RequestModel):
     input: (
         Text
         | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     )
     model: str | None = Field(default=None, max_length=512)
     encoding_format: Literal["float", "base64"] | None = None

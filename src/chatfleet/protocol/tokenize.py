@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from chatfleet.protocol.chat import ChatMessage, Tool
-from chatfleet.protocol.common import RequestModel, TokenId, WireModel
+from chatfleet.protocol.common import RequestModel, TokenIds, WireModel
 
 
 class TokenizeRequest(RequestModel):
@@ -35,7 +35,7 @@ class TokenizeResponse(WireModel):
 
 class DetokenizeRequest(RequestModel):
     model: str | None = Field(default=None, max_length=512)
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 class DetokenizeResponse(WireModel):

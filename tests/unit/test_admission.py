@@ -1,0 +1,95 @@
+"""Who may generate."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatfleet.core.errors import QueueFull
+from chatfleet.worker.admission import Admission
+
+
+async def test_slots_go_out_in_order_of_arrival() -> None:
+    admission = Admission(max_concurrency=1, max_queue=2)
+    first, second, third = admission.reserve(1) + admission.reserve(1) + admission.reserve(1)
+    served: list[str] = []
+
+    async def use(name: str, permit: object) -> None:
+        async with permit:  # type: ignore[attr-defined]
+            served.append(name)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(use("third", third), use("second", second), use("first", first))
+    assert served == ["first", "second", "third"]
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_past_the_queue_it_is_full_and_nothing_is_reserved() -> None:
+    admission = Admission(max_concurrency=2, max_queue=1)
+    admission.reserve(2)
+    with pytest.raises(QueueFull, match="2 running and 0 waiting"):
+        admission.reserve(2)
+    assert (admission.running, admission.waiting) == (2, 0)
+    admission.reserve(1)
+    with pytest.raises(QueueFull):
+        admission.reserve(1)
+
+
+async def test_leaving_the_queue_frees_the_place_at_once() -> None:
+    admission = Admission(max_concurrency=1, max_queue=1)
+    (running,) = admission.reserve(1)
+    (waiting,) = admission.reserve(1)
+    waiting.release()
+    waiting.release()
+    (next_one,) = admission.reserve(1)
+    running.release()
+    async with next_one:
+        assert admission.running == 1
+
+
+async def test_a_cancelled_waiter_does_not_lose_the_slot_for_the_next() -> None:
+    admission = Admission(max_concurrency=1, max_queue=2)
+    (running,) = admission.reserve(1)
+    (cancelled,) = admission.reserve(1)
+    (patient,) = admission.reserve(1)
+
+    async def enter() -> None:
+        async with cancelled:
+            raise AssertionError("never reached")
+
+    task = asyncio.create_task(enter())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    cancelled.release()
+    running.release()
+    async with asyncio.timeout(1), patient:
+        assert admission.running == 1
+
+
+@given(
+    limits=st.tuples(st.integers(1, 4), st.integers(0, 4)),
+    actions=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=60),
+)
+def test_bounds_hold_whatever_comes_and_goes(limits: tuple[int, int], actions: list[tuple[bool, int]]) -> None:
+    async def run() -> None:
+        admission = Admission(max_concurrency=limits[0], max_queue=limits[1])
+        permits = []
+        for arrives, number in actions:
+            if arrives:
+                try:
+                    permits += admission.reserve(number % 3 + 1)
+                except QueueFull:
+                    assert admission.running == limits[0] or admission.waiting + number % 3 + 1 > limits[1]
+            elif permits:
+                permits.pop(number % len(permits)).release()
+            assert admission.running <= limits[0]
+            assert admission.waiting <= limits[1]
+            assert admission.running + admission.waiting == len(permits)
+            assert admission.waiting == 0 or admission.running == limits[0]
+        for permit in permits:
+            permit.release()
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(run())

@@ -1,0 +1,164 @@
+"""Text that grows token by token."""
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, decode
+from chatfleet.chat.tokenizer import ByteTokenizer
+
+
+class Vocabulary:
+    """A tokenizer of arbitrary byte strings, some of them control tokens."""
+
+    eos_token_ids = frozenset[int]()
+
+    def __init__(self, tokens: list[bytes], special: set[int], *, strips_leading_space: bool = False) -> None:
+        self.tokens = tokens
+        self.special = special
+        self.vocab_size = len(tokens)
+        self.strips_leading_space = strips_leading_space
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        raise NotImplementedError
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.tokens[token_id]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self.special
+
+
+fragments = st.one_of(
+    st.text(max_size=4).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.binary(max_size=3),
+    st.sampled_from([b"ab", b"a", b"b", b"\n\n", "é".encode()[:1], "é".encode()[1:], "🚢".encode()[:2]]),
+)
+vocabularies = st.builds(
+    lambda tokens, special: Vocabulary(tokens, {i for i in special if i < len(tokens)}),
+    st.lists(fragments, min_size=1, max_size=24),
+    st.sets(st.integers(0, 23), max_size=3),
+)
+stop_lists = st.lists(st.one_of(st.text(min_size=1, max_size=4), st.sampled_from(["ab", "aab", "b", "\n"])), max_size=4)
+
+
+def streamed(vocabulary: Vocabulary, batches: list[list[int]], stops: list[str]) -> tuple[list[str], bool]:
+    """The deltas of tokens that come in these batches, and whether a stop string ended them."""
+    text = IncrementalText(vocabulary, stops)
+    deltas = []
+    for batch in batches:
+        delta = text.feed(batch)
+        deltas.append(delta.text)
+        if delta.stopped:
+            return deltas, True
+    last = text.finish()
+    return [*deltas, last.text], last.stopped
+
+
+@given(st.data())
+def test_a_stream_concatenates_to_the_whole_however_it_is_split(data: st.DataObject) -> None:
+    vocabulary = data.draw(vocabularies)
+    token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=40))
+    stops = data.draw(stop_lists)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(token_ids)), max_size=8)))
+    bounds = [0, *cuts, len(token_ids)]
+    batches = [token_ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    whole, stopped_whole = streamed(vocabulary, [token_ids], stops)
+    single, stopped_single = streamed(vocabulary, [[token_id] for token_id in token_ids], stops)
+    split, stopped_split = streamed(vocabulary, batches, stops)
+
+    assert "".join(whole) == "".join(single) == "".join(split)
+    assert stopped_whole == stopped_single == stopped_split
+    for delta in [*whole, *single, *split]:
+        delta.encode("utf-8")  # a lone surrogate would raise
+
+
+@given(st.data())
+def test_without_stops_the_text_is_the_bytes_of_the_ordinary_tokens(data: st.DataObject) -> None:
+    vocabulary = data.draw(vocabularies)
+    token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=40))
+    expected = b"".join(vocabulary.tokens[i] for i in token_ids if i not in vocabulary.special)
+    assert decode(vocabulary, token_ids) == expected.decode("utf-8", "replace")
+
+
+@given(text=st.text(alphabet="ab\n", max_size=40), stops=stop_lists, data=st.data())
+def test_no_stop_string_is_ever_shown_and_the_first_complete_one_ends_the_text(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    matcher = StopStrings(stops)
+    shown, stopped, at = "", False, 0
+    while at < len(text) and not stopped:
+        size = data.draw(st.integers(1, 5))
+        piece, stopped = matcher.feed(text[at : at + size])
+        shown += piece
+        at += size
+    if not stopped:
+        shown += matcher.flush()
+
+    ends = [(found + len(stop), found) for stop in stops if (found := text.find(stop)) >= 0]
+    assert stopped == bool(ends)
+    assert shown == (text[: min(ends)[1]] if ends else text)
+    assert not any(stop in shown for stop in stops)
+
+
+def test_a_character_split_over_tokens_is_shown_once_it_is_whole() -> None:
+    text = IncrementalText(ByteTokenizer())
+    deltas = [text.feed([byte]).text for byte in "a🚢".encode()]
+    assert deltas == ["a", "", "", "", "🚢"]
+
+
+def test_an_unfinished_character_becomes_a_replacement_character_at_the_end() -> None:
+    text = IncrementalText(ByteTokenizer())
+    assert text.feed(list("a🚢".encode()[:3])).text == "a"
+    assert text.finish().text == "�"
+
+
+def test_what_may_begin_a_stop_string_is_held_back_and_shown_when_it_does_not() -> None:
+    text = IncrementalText(ByteTokenizer(), ["END"])
+    assert text.feed(list(b"the E")).text == "the "
+    assert text.feed(list(b"N")).text == ""
+    assert text.feed(list(b"x")).text == "ENx"
+
+
+def test_control_tokens_never_show() -> None:
+    assert decode(ByteTokenizer(), [256, *b"hi", 257]) == "hi"
+
+
+def test_log_probabilities_come_with_the_text_they_belong_to_and_stop_with_it() -> None:
+    text = IncrementalText(ByteTokenizer(), ["!!"])
+    first = text.feed(list(b"a!"), [Logprob(-0.1), Logprob(-0.2)])
+    assert (first.text, [token.bytes for token in first.tokens]) == ("a", [b"a"])
+    second = text.feed(list(b"b"), [Logprob(-0.3)])
+    assert (second.text, [token.bytes for token in second.tokens]) == ("!b", [b"!", b"b"])
+    last = text.feed(list(b"!!"), [Logprob(-0.4), Logprob(-0.5)])
+    assert (last.text, last.tokens, last.stopped) == ("", [], True)
+
+
+@given(st.data())
+def test_logged_tokens_spell_the_text(data: st.DataObject) -> None:
+    """Offsets are where each token begins in the text, and tokens that show join to the text's bytes."""
+    vocabulary = data.draw(vocabularies)
+    token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=30))
+    text = IncrementalText(vocabulary)
+    delta = text.feed(token_ids, [Logprob(-1.0)] * len(token_ids))
+    end = text.finish()
+    tokens = delta.tokens + end.tokens
+    shown = delta.text + end.text
+    assert b"".join(token.bytes for token in tokens).decode("utf-8", "replace") == shown
+    assert [token.offset for token in tokens] == sorted(token.offset for token in tokens)
+    assert all(token.offset <= len(shown) for token in tokens)
+
+
+def test_a_sentencepiece_text_loses_its_first_space_only() -> None:
+    vocabulary = Vocabulary([b" hello", b" world"], set(), strips_leading_space=True)
+    assert decode(vocabulary, [0, 1]) == "hello world"
+
+
+def test_stop_strings_are_searched_over_every_seam() -> None:
+    for cut in range(1, len("one STOP two")):
+        matcher = StopStrings(["STOP"])
+        first, stopped = matcher.feed("one STOP two"[:cut])
+        second = "" if stopped else matcher.feed("one STOP two"[cut:])[0]
+        assert re.fullmatch("one ", first + second)
