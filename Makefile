@@ -1,0 +1,51 @@
+# Everything a contributor types. `make` alone lists it.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+
+.PHONY: help serve test test-all lint model bench-engines clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[openvino]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/.serve
+
+serve: $(VENV)/.serve  ## Install what it needs and serve the bundled model on port 8000
+	$(BIN)/chatfleet serve --port $(PORT)
+
+test: $(VENV)/.dev lint  ## Install what it needs and run every test
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev lint  ## The same and the long suites
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.dev  ## Style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+model: $(VENV)/.dev  ## Rebuild the bundled model (up to an hour on 2 cores)
+	$(BIN)/python models/tiny/generate.py
+	$(BIN)/python models/tiny/train.py
+	$(BIN)/python models/tiny/export.py
+	$(BIN)/python models/tiny/evaluate.py
+
+bench-engines: $(VENV)/.dev  ## The served stream beside the bare engine
+	$(BIN)/python benchmarks/engines/served_vs_inprocess.py
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
