@@ -1,0 +1,520 @@
+"""The simulated engine: no model, deterministic words, settable pace. For load and fault tests.
+
+**Vocabulary**: 259 tokens. 0-255 are the bytes of UTF-8 text; 256 `<|im_start|>`, 257 `<|im_end|>` (end of
+sequence), 258 `<|endoftext|>`.
+
+**Text**: every prompt has a script, an endless run of words drawn by a hash of the prompt, and a length in words
+after which it ends. The token at a position, counted from the prompt's end, depends on the prompt, the
+sampling settings and the answer so far, and on nothing else: not on the batch, the clock or the request's id.
+
+**Distribution**: at each position the scripted byte has logit 10; a-z and the space share logits from 5 down in
+steps of 0.5, in an order that the position's hash turns; end of sequence has -5 (10 where the script ends).
+Other tokens have no chance, unless `logit_bias` names them (from logit -10). On these logits work, in vLLM's
+order: `logit_bias`, `min_tokens` (forbids the stop tokens), `repetition_penalty`, `frequency_penalty`,
+`presence_penalty`, `temperature`, then `top_k`, `top_p` and `min_p`.
+
+The likeliest token is taken, **unless there is a `seed` and a temperature over 0**: then the script itself
+depends on the seed, and the token is drawn by a hash of prompt, seed and position. So without a seed,
+`temperature`, `top_k`, `top_p` and `min_p` are accepted and change nothing. `logprobs` are of the distribution
+before `temperature` and truncation.
+
+**Pace**: `sim_ttft_ms` from admission to the first token, `sim_itl_ms` between tokens, per request; 0 is as fast
+as possible, one token per step. **Capacity**: `max_concurrency` requests run while their prompts and `max_tokens`
+fit the KV pool; the rest wait in order. A token takes 64 KiB of `kv_cache_gb`; without that setting the pool
+holds `max_concurrency` full contexts. **Prefix cache**: blocks of 16 prompt tokens, counted in `cached_tokens`;
+it saves no time. **Failures**: of all requests, the fraction `sim_failure_rate` ends in a fault, half of them
+before the first token, chosen by a hash of prompt and request id, so that a retry may succeed.
+"""
+
+import hashlib
+import heapq
+import math
+import struct
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from chatfleet.engines.base import (
+    Backend,
+    Capabilities,
+    EngineConfig,
+    EngineStats,
+    Fault,
+    FinishReason,
+    GenerateRequest,
+    RequestRefused,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+)
+
+VOCAB_SIZE: Final = 259
+END_OF_SEQUENCE: Final = 257
+EMBEDDING_DIM: Final = 64
+DEFAULT_CONTEXT_LENGTH: Final = 4096
+MAX_TOP_LOGPROBS: Final = 20
+KV_BYTES_PER_TOKEN: Final = 64 * 1024
+CACHE_BLOCK_TOKENS: Final = 16
+
+_LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz "
+_WORDS: Final = [
+    "harbor",
+    "lantern",
+    "drift",
+    "copper",
+    "meadow",
+    "signal",
+    "ripple",
+    "anchor",
+    "velvet",
+    "thunder",
+    "maple",
+    "orbit",
+    "pepper",
+    "glacier",
+    "whisper",
+    "cobalt",
+    "tunnel",
+    "feather",
+    "saddle",
+    "ember",
+    "canyon",
+    "bottle",
+    "puzzle",
+    "marble",
+    "sparrow",
+    "timber",
+    "rocket",
+    "willow",
+    "blanket",
+    "compass",
+    "dragon",
+    "ferry",
+    "garden",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "magnet",
+    "needle",
+    "ocean",
+    "pillow",
+    "quartz",
+    "ribbon",
+    "silver",
+    "teapot",
+    "umbrella",
+    "valley",
+    "window",
+    "yellow",
+    "the",
+    "a",
+    "of",
+    "under",
+    "near",
+    "with",
+    "over",
+    "and",
+    "some",
+    "every",
+]
+_SCRIPTED_LOGIT: Final = 10.0
+_LETTER_LOGIT: Final = 5.0
+_LETTER_STEP: Final = 0.5
+_EOS_LOGIT: Final = -5.0
+_BIASED_LOGIT: Final = -10.0
+_MIN_WORDS: Final = 12
+_MORE_WORDS: Final = 60
+_MASK: Final = 2**64 - 1
+
+
+def _mix(*values: int) -> int:
+    """A 64-bit hash of integers (splitmix64's finaliser, chained)."""
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def _fraction(*values: int) -> float:
+    """A hash of integers as a number in [0, 1)."""
+    return (_mix(*values) >> 11) / 2**53
+
+
+def _hash_tokens(token_ids: Iterable[int]) -> int:
+    digest = hashlib.blake2b(array("H", token_ids).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Script:
+    """The endless text of one hash, and how much of it an undisturbed answer has."""
+
+    def __init__(self, key: int) -> None:
+        self._key = key
+        self._text = bytearray()
+        self._words = 0
+        self._word = 0
+        self._sentence_starts = True
+        natural_words = _MIN_WORDS + _mix(key, 1) % _MORE_WORDS
+        while self._words < natural_words:
+            self._write_word(last=self._words == natural_words - 1)
+        self.natural_length = len(self._text) - 1  # without the space after the last full stop
+
+    def token(self, position: int) -> int:
+        """The byte at a position."""
+        while position >= len(self._text):
+            self._write_word(last=False)
+        return self._text[position]
+
+    def _write_word(self, *, last: bool) -> None:
+        draw = _mix(self._key, 2, self._words)
+        self._word = (self._word + 1 + draw % (len(_WORDS) - 1)) % len(_WORDS)  # never the same twice in a row
+        word = _WORDS[self._word]
+        ends = last or (draw >> 32) % 9 == 0
+        self._text += (word.capitalize() if self._sentence_starts else word).encode()
+        self._text += b". " if ends else b" "
+        self._sentence_starts = ends
+        self._words += 1
+
+
+def _logits(scripted: int, key: int, position: int) -> dict[int, float]:
+    """The distribution before any setting: token to logit. Other tokens have no chance."""
+    turn = _mix(key, 3, position)
+    count = len(_LETTERS)
+    logits = {_LETTERS[(turn + 5 * rank) % count]: _LETTER_LOGIT - _LETTER_STEP * rank for rank in range(count)}
+    logits[END_OF_SEQUENCE] = _EOS_LOGIT
+    logits[scripted] = _SCRIPTED_LOGIT
+    return logits
+
+
+def _log_softmax(logits: dict[int, float]) -> list[tuple[int, float]]:
+    """Tokens and their log probabilities, likeliest first, ties by token id."""
+    ranked = sorted(logits.items(), key=lambda item: (-item[1], item[0]))
+    best = ranked[0][1]
+    normaliser = best + math.log(sum(math.exp(logit - best) for _, logit in ranked))
+    return [(token_id, logit - normaliser) for token_id, logit in ranked]
+
+
+class _Answer:
+    """One request: its script and the tokens so far."""
+
+    def __init__(self, request: GenerateRequest, prompt_hash: int, failure_rate: float) -> None:
+        self.request_id = request.request_id
+        self.sampling = sampling = request.sampling
+        self.prompt_token_ids = request.prompt_token_ids
+        self.generated = 0
+        self.cached_tokens = 0
+        self.due_s = 0.0
+        self._seeded = sampling.seed is not None and sampling.temperature > 0
+        self._key = _mix(prompt_hash, sampling.seed or 0, 1) if self._seeded else prompt_hash
+        self._script = Script(self._key)
+        self._stops = frozenset(sampling.stop_token_ids)
+        self._counts: dict[int, int] | None = {} if _needs_counts(sampling) else None
+        self._prompt_set = frozenset(request.prompt_token_ids) if sampling.repetition_penalty != 1 else frozenset()
+        self._plain = (
+            not self._seeded and self._counts is None and not sampling.logit_bias and sampling.logprobs is None
+        )
+        self.fails_at = self._failure_position(prompt_hash, failure_rate)
+
+    @property
+    def reserved_tokens(self) -> int:
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    def _failure_position(self, prompt_hash: int, rate: float) -> int | None:
+        if _fraction(prompt_hash, self.request_id, 4) >= rate:
+            return None
+        draw = _mix(prompt_hash, self.request_id, 5)
+        usual_length = min(self._script.natural_length, self.sampling.max_tokens)
+        return 0 if draw & 1 or usual_length < 2 else 1 + (draw >> 1) % (usual_length - 1)
+
+    def advance(self) -> TokenDelta:
+        """The next token, with what belongs to the first one."""
+        position = self.generated
+        if position == self.fails_at:
+            fault = Fault(message="Simulated failure: this engine was started with --sim-failure-rate.")
+            return TokenDelta(request_id=self.request_id, fault=fault)
+        first = position == 0
+        prompt_logprobs = self._prompt_logprobs() if first and self.sampling.prompt_logprobs else None
+        cached_tokens = self.cached_tokens if first else None
+        if self.sampling.max_tokens == 0:
+            return TokenDelta(
+                request_id=self.request_id,
+                prompt_logprobs=prompt_logprobs,
+                cached_tokens=cached_tokens,
+                finish_reason="length",
+            )
+        token_id, logprobs = self._choose(position)
+        self.generated += 1
+        if self._counts is not None:
+            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        finish_reason: FinishReason | None = None
+        if token_id in self._stops and self.generated > self.sampling.min_tokens:
+            finish_reason = "stop"
+        elif self.generated >= self.sampling.max_tokens:
+            finish_reason = "length"
+        return TokenDelta(
+            request_id=self.request_id,
+            token_ids=[token_id],
+            logprobs=None if logprobs is None else [logprobs],
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=cached_tokens,
+            finish_reason=finish_reason,
+        )
+
+    def _choose(self, position: int) -> tuple[int, TokenLogprobs | None]:
+        forbidden = self._stops if position < self.sampling.min_tokens else frozenset()
+        ends = (
+            position >= self._script.natural_length
+            and END_OF_SEQUENCE in self._stops
+            and END_OF_SEQUENCE not in forbidden
+        )
+        scripted = END_OF_SEQUENCE if ends else self._script.token(position)
+        if self._plain and scripted not in forbidden:
+            return scripted, None
+        logits = self._adjusted(_logits(scripted, self._key, position), forbidden)
+        ranked = _log_softmax(logits)
+        token_id = self._draw(ranked, position) if self._seeded else ranked[0][0]
+        wanted = self.sampling.logprobs
+        if wanted is None:
+            return token_id, None
+        return token_id, TokenLogprobs(token_id, dict(ranked)[token_id], ranked[:wanted])
+
+    def _adjusted(self, logits: dict[int, float], forbidden: frozenset[int]) -> dict[int, float]:
+        sampling = self.sampling
+        for token_id, bias in sampling.logit_bias.items():
+            logits[token_id] = logits.get(token_id, _BIASED_LOGIT) + bias
+        if len(forbidden.intersection(logits)) < len(logits):
+            for token_id in forbidden:
+                logits.pop(token_id, None)
+        counts = self._counts
+        if counts is not None:
+            for token_id, logit in logits.items():
+                count = counts.get(token_id, 0)
+                if count or token_id in self._prompt_set:
+                    penalty = sampling.repetition_penalty
+                    logit = logit / penalty if logit > 0 else logit * penalty
+                if count:
+                    logit -= sampling.frequency_penalty * count + sampling.presence_penalty
+                logits[token_id] = logit
+        return logits
+
+    def _draw(self, ranked: list[tuple[int, float]], position: int) -> int:
+        """A token by the hash of prompt, seed and position, from the tempered and truncated distribution."""
+        sampling = self.sampling
+        best = ranked[0][1]
+        weights = [(token_id, math.exp((logprob - best) / sampling.temperature)) for token_id, logprob in ranked]
+        if sampling.top_k > 0:
+            weights = weights[: sampling.top_k]
+        total = sum(weight for _, weight in weights)
+        kept: list[tuple[int, float]] = []
+        mass = 0.0
+        for token_id, weight in weights:  # the first is always kept
+            if kept and (mass >= sampling.top_p * total or weight < sampling.min_p):
+                break
+            kept.append((token_id, weight))
+            mass += weight
+        point = _fraction(self._key, 6, position) * mass
+        for token_id, weight in kept:
+            point -= weight
+            if point < 0:
+                return token_id
+        return kept[-1][0]
+
+    def _prompt_logprobs(self) -> list[TokenLogprobs | None]:
+        """As if each prompt token were scripted after those before it: a shared prefix has shared values."""
+        wanted = self.sampling.logprobs or 0
+        key, result = 7, list[TokenLogprobs | None]([None])
+        for previous, token_id in zip(self.prompt_token_ids, self.prompt_token_ids[1:], strict=False):
+            key = _mix(key, previous)
+            ranked = _log_softmax(_logits(token_id, key, len(result)))
+            result.append(TokenLogprobs(token_id, ranked[0][1], ranked[:wanted]))
+        return result
+
+
+def _needs_counts(sampling: SamplingParams) -> bool:
+    return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0 or sampling.repetition_penalty != 1
+
+
+class SimulatedBackend(Backend):
+    """See the module's docstring. A request refused for its size or token ids is `invalid`."""
+
+    def __init__(self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        context_length = config.context_length or DEFAULT_CONTEXT_LENGTH
+        if config.kv_cache_gb is None:
+            self._pool_tokens = context_length * config.max_concurrency
+        else:
+            self._pool_tokens = int(config.kv_cache_gb * 10**9) // KV_BYTES_PER_TOKEN
+        self._capabilities = Capabilities(
+            engine="simulated",
+            parameters=frozenset(field.name for field in msgspec.structs.fields(SamplingParams)),
+            context_length=min(context_length, self._pool_tokens),
+            vocab_size=VOCAB_SIZE,
+            embedding_dim=EMBEDDING_DIM,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+        )
+        self._max_concurrency = config.max_concurrency
+        self._failure_rate = config.sim_failure_rate
+        self._ttft_s = config.sim_ttft_ms / 1000
+        self._itl_s = config.sim_itl_ms / 1000
+        # Answers that fall due within a tenth of the pace share a step, as they would in a batching engine:
+        # 1000 streams at 100 ms make 100 to 200 steps a second, not 10000.
+        self._tick_s = min((pace for pace in (self._ttft_s, self._itl_s) if pace > 0), default=0.0) / 10
+        self._tick_s = min(self._tick_s, 0.01)
+        self._waiting: OrderedDict[int, _Answer] = OrderedDict()
+        self._running: dict[int, _Answer] = {}
+        self._due: list[tuple[float, int]] = []
+        self._reserved_tokens = 0
+        self._held_tokens = 0
+        self._generated_tokens = 0
+        self._steps = 0
+        self._cached_blocks: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def add(self, request: GenerateRequest) -> None:
+        self._check_prompt(request.prompt_token_ids)
+        sampling = request.sampling
+        total = len(request.prompt_token_ids) + sampling.max_tokens
+        if total > self._capabilities.context_length:
+            raise _invalid(
+                f"{total} tokens of prompt and completion exceed the context of "
+                f"{self._capabilities.context_length} tokens."
+            )
+        if sampling.logprobs is not None and sampling.logprobs > MAX_TOP_LOGPROBS:
+            raise _invalid(f"At most {MAX_TOP_LOGPROBS} log probabilities per position.", param="top_logprobs")
+        if any(not 0 <= token_id < VOCAB_SIZE for token_id in sampling.logit_bias):
+            raise _invalid(f"Token ids are 0 to {VOCAB_SIZE - 1}.", param="logit_bias")
+        answer = _Answer(request, _hash_tokens(request.prompt_token_ids), self._failure_rate)
+        self._waiting[request.request_id] = answer
+        self._admit(self._clock())
+
+    def cancel(self, request_id: int) -> None:
+        if self._waiting.pop(request_id, None) is None and request_id in self._running:
+            self._release(request_id)
+        self._admit(self._clock())
+
+    def step(self) -> list[TokenDelta]:
+        now = self._clock()
+        due = []
+        while self._due and self._due[0][0] <= now:
+            _, request_id = heapq.heappop(self._due)
+            answer = self._running.get(request_id)
+            if answer is not None:
+                due.append(answer)
+        deltas = [self._advance(answer, now) for answer in due]
+        if deltas:
+            self._steps += 1
+            self._admit(now)
+        return deltas
+
+    def next_step_s(self) -> float | None:
+        while self._due and self._due[0][1] not in self._running:
+            heapq.heappop(self._due)
+        if not self._due:
+            return None
+        now = self._clock()
+        due_s = self._due[0][0]
+        if due_s <= now:
+            return 0.0
+        if self._tick_s > 0:
+            due_s = math.ceil(due_s / self._tick_s) * self._tick_s
+        return due_s - now
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_cache_usage=self._held_tokens / self._pool_tokens if self._pool_tokens else 0.0,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+        )
+
+    def embed(self, prompt_token_ids: list[int]) -> bytes:
+        self._check_prompt(prompt_token_ids)
+        key = _hash_tokens(prompt_token_ids)
+        values = [2 * _fraction(key, 8, index) - 1 for index in range(EMBEDDING_DIM)]
+        norm = math.sqrt(sum(value * value for value in values))
+        return struct.pack(f"<{EMBEDDING_DIM}f", *(value / norm for value in values))
+
+    def recover(self) -> None:
+        self._waiting.clear()
+        self._running.clear()
+        self._due.clear()
+        self._reserved_tokens = self._held_tokens = 0
+
+    def _check_prompt(self, prompt_token_ids: list[int]) -> None:
+        if not prompt_token_ids:
+            raise _invalid("The prompt is empty.")
+        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= VOCAB_SIZE:
+            raise _invalid(f"The prompt has token ids outside 0 to {VOCAB_SIZE - 1}.")
+        if len(prompt_token_ids) > self._capabilities.context_length:
+            raise _invalid(
+                f"{len(prompt_token_ids)} tokens exceed the context of {self._capabilities.context_length} tokens."
+            )
+
+    def _admit(self, now: float) -> None:
+        """Run what waits, in order, while it fits."""
+        while self._waiting and len(self._running) < self._max_concurrency:
+            request_id, answer = next(iter(self._waiting.items()))
+            if self._reserved_tokens + answer.reserved_tokens > self._pool_tokens:
+                return
+            del self._waiting[request_id]
+            self._running[request_id] = answer
+            self._reserved_tokens += answer.reserved_tokens
+            self._held_tokens += len(answer.prompt_token_ids)
+            if not answer.sampling.prompt_logprobs:  # they need every position computed
+                answer.cached_tokens = self._look_up_prefix(answer.prompt_token_ids)
+            self._schedule(answer, now + self._ttft_s)
+
+    def _advance(self, answer: _Answer, now: float) -> TokenDelta:
+        delta = answer.advance()
+        self._generated_tokens += len(delta.token_ids)
+        self._held_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None or delta.fault is not None:
+            self._release(answer.request_id)
+        else:
+            # From when it was due, so that the pace holds on average; but a long pause is not caught up on.
+            self._schedule(answer, max(answer.due_s + self._itl_s, now - 1.0))
+        return delta
+
+    def _schedule(self, answer: _Answer, due_s: float) -> None:
+        answer.due_s = due_s
+        if len(self._due) > 2 * len(self._running) + 64:  # mostly cancelled ones
+            self._due = [entry for entry in self._due if entry[1] in self._running]
+            heapq.heapify(self._due)
+        heapq.heappush(self._due, (due_s, answer.request_id))
+
+    def _release(self, request_id: int) -> None:
+        answer = self._running.pop(request_id)
+        self._reserved_tokens -= answer.reserved_tokens
+        self._held_tokens -= len(answer.prompt_token_ids) + answer.generated
+
+    def _look_up_prefix(self, prompt_token_ids: list[int]) -> int:
+        """Prompt tokens that the cache holds, in whole blocks and never all of them; the prompt is in it after."""
+        cached, key, hit = 0, 0, True
+        usable = len(prompt_token_ids) - 1
+        for start in range(0, usable - CACHE_BLOCK_TOKENS + 1, CACHE_BLOCK_TOKENS):
+            key = _mix(key, _hash_tokens(prompt_token_ids[start : start + CACHE_BLOCK_TOKENS]))
+            hit = hit and key in self._cached_blocks
+            if hit:
+                cached += CACHE_BLOCK_TOKENS
+            self._cached_blocks[key] = None
+            self._cached_blocks.move_to_end(key)
+        while len(self._cached_blocks) > self._pool_tokens // CACHE_BLOCK_TOKENS:
+            self._cached_blocks.popitem(last=False)
+        return cached
+
+
+def _invalid(message: str, *, param: str | None = None) -> RequestRefused:
+    return RequestRefused(Fault(message=message, kind="invalid", param=param))

@@ -1,0 +1,465 @@
+"""The simulated engine, stepped directly."""
+
+import math
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatfleet.engines import simulated
+from chatfleet.engines.base import EngineConfig, GenerateRequest, RequestRefused, SamplingParams, TokenDelta
+from chatfleet.engines.simulated import CACHE_BLOCK_TOKENS, END_OF_SEQUENCE, VOCAB_SIZE, SimulatedBackend
+
+PROMPT = list(b"What is a lighthouse?")
+EOS = (END_OF_SEQUENCE,)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def backend(clock: Callable[[], float] = time.monotonic, **config: Any) -> SimulatedBackend:
+    return SimulatedBackend(EngineConfig(engine="simulated", **config), clock=clock)
+
+
+def add(engine: SimulatedBackend, request_id: int = 1, prompt: list[int] = PROMPT, **sampling: Any) -> None:
+    params = SamplingParams(**{"max_tokens": 50, **sampling})
+    engine.add(GenerateRequest(request_id=request_id, prompt_token_ids=prompt, sampling=params))
+
+
+def drain(engine: SimulatedBackend) -> dict[int, list[TokenDelta]]:
+    """Step until nothing is left, without pace."""
+    deltas: dict[int, list[TokenDelta]] = {}
+    while engine.next_step_s() is not None:
+        for delta in engine.step():
+            deltas.setdefault(delta.request_id, []).append(delta)
+    return deltas
+
+
+def answer(prompt: list[int] = PROMPT, config: dict[str, Any] | None = None, **sampling: Any) -> list[TokenDelta]:
+    engine = backend(**(config or {}))
+    add(engine, 1, prompt, **sampling)
+    return drain(engine)[1]
+
+
+def tokens(deltas: list[TokenDelta]) -> list[int]:
+    return [token_id for delta in deltas for token_id in delta.token_ids]
+
+
+def text(deltas: list[TokenDelta]) -> str:
+    return bytes(token_id for token_id in tokens(deltas) if token_id < 256).decode()
+
+
+# --- text ---
+
+
+def test_the_text_is_words_in_sentences() -> None:
+    words = text(answer(max_tokens=2000, stop_token_ids=EOS))
+    assert words[0].isupper() and words.endswith(".")
+    assert set(words.lower().replace(".", "").split()) <= set(simulated._WORDS)
+    assert len(words.split()) >= simulated._MIN_WORDS
+
+
+def test_the_answer_ends_by_itself_with_the_end_token() -> None:
+    deltas = answer(max_tokens=4000, stop_token_ids=EOS)
+    assert tokens(deltas)[-1] == END_OF_SEQUENCE and deltas[-1].finish_reason == "stop"
+    assert tokens(deltas).count(END_OF_SEQUENCE) == 1
+
+
+def test_without_the_end_token_among_the_stops_it_goes_on_to_max_tokens() -> None:
+    natural = tokens(answer(max_tokens=4000, stop_token_ids=EOS))
+    deltas = answer(max_tokens=3000)
+    assert len(tokens(deltas)) == 3000 and deltas[-1].finish_reason == "length"
+    assert tokens(deltas)[: len(natural) - 1] == natural[:-1]
+    assert END_OF_SEQUENCE not in tokens(deltas)
+
+
+def test_max_tokens_is_the_number_of_tokens() -> None:
+    assert [len(tokens(answer(max_tokens=count))) for count in (1, 2, 17)] == [1, 2, 17]
+    [empty] = answer(max_tokens=0)
+    assert (empty.token_ids, empty.finish_reason) == ([], "length")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40), min_size=1, max_size=8),
+    concurrency=st.integers(1, 4),
+)
+def test_an_answer_depends_on_its_prompt_and_not_on_the_batch(prompts: list[list[int]], concurrency: int) -> None:
+    engine = backend(max_concurrency=concurrency)
+    for request_id, prompt in enumerate(prompts):
+        add(engine, request_id, prompt, logprobs=1)
+    together = drain(engine)
+    for request_id, prompt in enumerate(prompts):
+        assert tokens(together[request_id]) == tokens(answer(prompt, logprobs=1))
+
+
+def test_other_prompts_have_other_answers() -> None:
+    assert len({text(answer([index])) for index in range(VOCAB_SIZE)}) == VOCAB_SIZE
+
+
+def test_a_shorter_answer_is_the_beginning_of_a_longer_one() -> None:
+    assert tokens(answer(max_tokens=20)) == tokens(answer(max_tokens=40))[:20]
+
+
+# --- sampling settings ---
+
+
+def test_a_seed_changes_the_text_and_repeats_it() -> None:
+    seeds = [None, 1, 2, 3]
+    assert len({text(answer(seed=seed, max_tokens=100)) for seed in seeds}) == len(seeds)
+    assert text(answer(seed=1)) == text(answer(seed=1))
+
+
+def test_at_temperature_zero_a_seed_changes_nothing() -> None:
+    assert text(answer(temperature=0.0, seed=5)) == text(answer())
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.01}, {"min_p": 0.9}], ids=lambda cut: next(iter(cut)))
+def test_truncation_removes_what_a_high_temperature_brings(cut: dict[str, Any]) -> None:
+    wild = text(answer(seed=1, temperature=3.0, max_tokens=200))
+    tame = text(answer(seed=1, temperature=3.0, max_tokens=200, **cut))
+    assert wild != tame
+    assert set(tame.lower().replace(".", "").split()[:-1]) <= set(simulated._WORDS)
+    assert not set(wild.lower().replace(".", "").split()[:-1]) <= set(simulated._WORDS)
+
+
+def test_temperature_matters_with_a_seed() -> None:
+    def strays(temperature: float) -> int:
+        params = {"seed": 1, "temperature": temperature, "max_tokens": 500}
+        scripted = tokens(answer(seed=1, temperature=temperature, max_tokens=500, top_k=1))
+        return sum(a != b for a, b in zip(tokens(answer(**params)), scripted, strict=True))
+
+    assert strays(0.2) <= strays(1.0) < strays(2.0) < strays(5.0)
+
+
+def test_a_bias_of_a_hundred_forces_a_token_and_of_minus_a_hundred_bans_it() -> None:
+    assert text(answer(logit_bias={ord("Z"): 100.0}, max_tokens=5)) == "ZZZZZ"
+    assert "e" in text(answer(max_tokens=100))
+    assert "e" not in text(answer(max_tokens=100, logit_bias={ord("e"): -100.0}))
+
+
+def test_penalties_wear_repeated_tokens_down() -> None:
+    plain = text(answer(max_tokens=300))
+    for penalty in ({"frequency_penalty": 2.0}, {"repetition_penalty": 3.0}, {"presence_penalty": 6.0}):
+        assert text(answer(max_tokens=300, **penalty)) != plain
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"presence_penalty": 1.0}, {"frequency_penalty": 1.0}, {"repetition_penalty": 1.2}]
+)
+def test_penalties_show_in_the_log_probabilities_of_tokens_seen(penalty: dict[str, float]) -> None:
+    def logprob(**sampling: Any) -> float:
+        last = answer(logprobs=0, max_tokens=30, **sampling)[-1]
+        assert last.logprobs is not None
+        return last.logprobs[0].logprob
+
+    assert logprob(**penalty) < logprob()
+
+
+def test_repetition_penalty_counts_the_prompt_too() -> None:
+    def first_logprob(prompt: list[int], penalty: float) -> float:
+        [delta] = answer(prompt, logprobs=0, max_tokens=1, repetition_penalty=penalty)
+        assert delta.logprobs is not None
+        return delta.logprobs[0].logprob
+
+    capitals, digits = list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"), list(b"0123456789")  # answers begin with a capital
+    assert first_logprob(capitals, 1.5) < first_logprob(capitals, 1.0)
+    assert first_logprob(digits, 1.5) == first_logprob(digits, 1.0)
+
+
+def test_min_tokens_holds_the_stop_tokens_back() -> None:
+    natural = len(tokens(answer(max_tokens=4000, stop_token_ids=EOS)))
+    for least in (0, natural - 1, natural + 50):
+        deltas = answer(max_tokens=4000, stop_token_ids=EOS, min_tokens=least)
+        assert deltas[-1].finish_reason == "stop"
+        assert len(tokens(deltas)) == max(natural, least + 1)
+
+
+def test_any_stop_token_ends_the_answer_and_is_counted() -> None:
+    whole = tokens(answer())
+    deltas = answer(stop_token_ids=(ord(" "),))
+    assert tokens(deltas) == whole[: whole.index(ord(" ")) + 1]
+    assert deltas[-1].finish_reason == "stop"
+    later = tokens(answer(stop_token_ids=(ord(" "),), min_tokens=20))
+    assert ord(" ") not in later[:20] and later[-1] == ord(" ")
+
+
+def test_log_probabilities_are_a_distribution() -> None:
+    for delta in answer(logprobs=20, max_tokens=30):
+        assert delta.logprobs is not None
+        [entry] = delta.logprobs
+        assert entry.token_id == delta.token_ids[0]
+        assert len(entry.top) == 20 and len(dict(entry.top)) == 20
+        values = [logprob for _, logprob in entry.top]
+        assert values == sorted(values, reverse=True) and entry.top[0] == (entry.token_id, entry.logprob)
+        assert 0.98 < sum(map(math.exp, values)) <= 1.0 + 1e-9
+    [plain] = answer(logprobs=0, max_tokens=1)
+    assert plain.logprobs is not None and plain.logprobs[0].top == []
+    assert answer(max_tokens=1)[0].logprobs is None
+
+
+def test_asking_for_log_probabilities_does_not_change_the_answer() -> None:
+    assert tokens(answer(logprobs=5, max_tokens=400, stop_token_ids=EOS)) == tokens(
+        answer(max_tokens=400, stop_token_ids=EOS)
+    )
+
+
+def test_prompt_log_probabilities_cover_the_prompt_and_agree_on_a_shared_prefix() -> None:
+    first = answer(prompt_logprobs=True, logprobs=2)
+    longer = answer([*PROMPT, 65, 66], prompt_logprobs=True, logprobs=2)[0].prompt_logprobs
+    ours = first[0].prompt_logprobs
+    assert ours is not None and longer is not None
+    assert ours[0] is None and longer[: len(ours)] == ours
+    assert [entry.token_id for entry in ours[1:] if entry is not None] == PROMPT[1:]
+    assert all(entry is not None and len(entry.top) == 2 for entry in ours[1:])
+    assert all(delta.prompt_logprobs is None for delta in first[1:])
+
+
+def test_honours_every_field_of_the_sampling_settings() -> None:
+    assert backend().capabilities.parameters == {field.name for field in msgspec.structs.fields(SamplingParams)}
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        ([], {}, "empty"),
+        ([VOCAB_SIZE], {}, "outside"),
+        ([-1], {}, "outside"),
+        (PROMPT, {"max_tokens": 4096}, "exceed the context"),
+        (PROMPT, {"logprobs": 21}, "At most 20"),
+        (PROMPT, {"logit_bias": {VOCAB_SIZE: 1.0}}, "Token ids"),
+    ],
+)
+def test_refuses_what_it_cannot_do_and_keeps_nothing_of_it(
+    prompt: list[int], sampling: dict[str, Any], message: str
+) -> None:
+    engine = backend()
+    with pytest.raises(RequestRefused, match=message) as caught:
+        add(engine, 1, prompt, **sampling)
+    assert caught.value.fault.kind == "invalid"
+    assert engine.next_step_s() is None and engine.stats().waiting == 0
+
+
+# --- pace ---
+
+
+def test_the_first_token_and_the_later_ones_come_at_their_pace(clock: Clock) -> None:
+    engine = backend(clock, sim_ttft_ms=200.0, sim_itl_ms=50.0)
+    add(engine, max_tokens=5)
+    started = clock.now
+    times = []
+    while (wait_s := engine.next_step_s()) is not None:
+        clock.now += wait_s
+        if engine.step():
+            times.append(clock.now - started)
+    assert times == [pytest.approx(0.2 + 0.05 * index, abs=0.0101) for index in range(5)]
+
+
+def test_nothing_comes_before_its_time(clock: Clock) -> None:
+    engine = backend(clock, sim_ttft_ms=200.0)
+    add(engine)
+    clock.now += 0.19
+    assert engine.step() == []
+    clock.now += 0.02
+    assert len(engine.step()) == 1
+
+
+def test_without_a_pace_every_step_brings_one_token_for_each(clock: Clock) -> None:
+    engine = backend(
+        clock,
+    )
+    for request_id in range(10):
+        add(engine, request_id, max_tokens=3)
+    for _ in range(3):
+        assert engine.next_step_s() == 0.0
+        assert sorted(delta.request_id for delta in engine.step()) == list(range(10))
+    assert engine.next_step_s() is None
+
+
+def test_a_late_step_is_made_up_for_but_a_long_pause_is_not(clock: Clock) -> None:
+    engine = backend(clock, sim_itl_ms=100.0)
+    add(engine, max_tokens=1000)
+    engine.step()
+    clock.now += 0.35
+    assert [len(engine.step()) for _ in range(4)] == [1, 1, 1, 0]
+    clock.now += 600
+    burst = 0
+    while engine.step():
+        burst += 1
+    assert burst <= 12
+
+
+def test_a_thousand_paced_streams_take_few_steps(clock: Clock) -> None:
+    engine = backend(clock, sim_itl_ms=100.0, max_concurrency=1000)
+    for request_id in range(1000):
+        clock.now += 0.0001
+        add(engine, request_id, max_tokens=100)
+    end, steps, produced = clock.now + 1.0, 0, 0
+    while clock.now < end:
+        wait_s = engine.next_step_s()
+        assert wait_s is not None
+        clock.now += max(wait_s, 1e-6)
+        produced += len(engine.step())
+        steps += 1
+    assert 9000 <= produced <= 12_000 and steps <= 250
+
+
+# --- capacity ---
+
+
+def test_more_than_its_concurrency_waits_in_order() -> None:
+    engine = backend(max_concurrency=2)
+    for request_id in range(5):
+        add(engine, request_id, max_tokens=2)
+    assert (engine.stats().running, engine.stats().waiting) == (2, 3)
+    finished = []
+    while engine.next_step_s() is not None:
+        finished += [delta.request_id for delta in engine.step() if delta.finish_reason is not None]
+    assert finished == [0, 1, 2, 3, 4]
+
+
+def test_what_does_not_fit_the_kv_pool_waits() -> None:
+    engine = backend(kv_cache_gb=100 * simulated.KV_BYTES_PER_TOKEN / 10**9)
+    assert engine.capabilities.context_length == 100
+    add(engine, 1, [65] * 40, max_tokens=20)
+    add(engine, 2, [65] * 40, max_tokens=20)
+    assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+    assert engine.stats().kv_cache_usage == pytest.approx(0.4)
+    engine.step()
+    assert engine.stats().kv_cache_usage == pytest.approx(0.41)
+    drain(engine)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_cache_usage, stats.generated_tokens) == (0, 0, 0.0, 40)
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3], ids=["running", "running too", "waiting"])
+def test_cancelling_frees_the_slot_at_once(victim: int) -> None:
+    engine = backend(max_concurrency=2)
+    for request_id in (1, 2, 3):
+        add(engine, request_id)
+    engine.step()
+    engine.cancel(victim)
+    engine.cancel(victim)
+    engine.cancel(99)
+    assert (engine.stats().running, engine.stats().waiting) == (2, 0)
+    assert victim not in {delta.request_id for delta in engine.step()}
+    for request_id in (1, 2, 3):
+        engine.cancel(request_id)
+    assert engine.stats().kv_cache_usage == 0.0 and engine.next_step_s() is None
+
+
+def test_many_cancelled_requests_leave_nothing(clock: Clock) -> None:
+    engine = backend(clock, sim_ttft_ms=3_600_000.0, max_concurrency=10)
+    for request_id in range(5000):
+        add(engine, request_id)
+        engine.cancel(request_id)
+    assert engine._reserved_tokens == 0 and not engine._running and not engine._waiting
+    assert len(engine._due) < 100
+
+
+def test_after_recovery_nothing_is_left_and_it_serves() -> None:
+    engine = backend(max_concurrency=1)
+    add(engine, 1)
+    add(engine, 2)
+    engine.step()
+    engine.recover()
+    assert engine.next_step_s() is None and engine.stats().kv_cache_usage == 0.0
+    add(engine, 3)
+    assert tokens(drain(engine)[3]) == tokens(answer())
+
+
+# --- prefix cache ---
+
+
+def test_a_prompt_seen_before_is_cached_in_whole_blocks() -> None:
+    engine = backend()
+    prompt = list(range(100))
+
+    def cached(prompt: list[int], **sampling: Any) -> int | None:
+        add(engine, 1, prompt, max_tokens=2, **sampling)
+        first, second = drain(engine)[1]
+        assert second.cached_tokens is None
+        return first.cached_tokens
+
+    assert cached(prompt) == 0
+    assert cached(prompt) == 96
+    assert cached([*prompt[:50], 7, 7, 7]) == 48
+    assert cached([9, *prompt]) == 0
+    assert cached(prompt[:96]) == 96 - CACHE_BLOCK_TOKENS  # the last token is always computed
+    assert cached(prompt, prompt_logprobs=True) == 0
+
+
+def test_the_prefix_cache_is_bounded() -> None:
+    engine = backend(context_length=320, max_concurrency=1)
+    for index in range(100):
+        add(engine, index, [index] * 200, max_tokens=1)
+        drain(engine)
+    assert len(engine._cached_blocks) <= 320 // CACHE_BLOCK_TOKENS
+
+
+# --- failures ---
+
+
+def outcomes(rate: float, count: int = 400) -> list[list[TokenDelta]]:
+    engine = backend(sim_failure_rate=rate, max_concurrency=count)
+    for request_id in range(count):
+        add(engine, request_id)
+    return list(drain(engine).values())
+
+
+def test_the_failure_rate_is_the_fraction_that_fails() -> None:
+    failed = [deltas for deltas in outcomes(0.25) if deltas[-1].fault is not None]
+    assert 60 <= len(failed) <= 140
+    at_once = [deltas for deltas in failed if len(deltas) == 1]
+    assert len(failed) / 4 < len(at_once) < 3 * len(failed) / 4
+    assert "--sim-failure-rate" in str(failed[0][-1].fault)
+
+
+def test_failures_repeat_exactly_and_stop_at_none_and_all() -> None:
+    assert outcomes(0.5) == outcomes(0.5)
+    assert all(deltas[-1].fault is None for deltas in outcomes(0.0))
+    assert all(deltas[-1].fault is not None for deltas in outcomes(1.0))
+
+
+def test_a_failed_request_frees_its_slot() -> None:
+    engine = backend(sim_failure_rate=1.0, max_concurrency=1)
+    for request_id in range(20):
+        add(engine, request_id)
+    assert len(drain(engine)) == 20
+    assert engine.stats().kv_cache_usage == 0.0
+
+
+# --- embeddings ---
+
+
+def test_embeddings_are_normalised_and_depend_on_the_input_alone() -> None:
+    engine = backend()
+    vector = struct.unpack("<64f", engine.embed(PROMPT))
+    assert len(vector) == engine.capabilities.embedding_dim
+    assert math.fsum(value * value for value in vector) == pytest.approx(1.0)
+    assert engine.embed(PROMPT) == backend().embed(PROMPT) != engine.embed([*PROMPT, 1])
+    with pytest.raises(RequestRefused, match="exceed the context"):
+        engine.embed([65] * 5000)
+
+
+def test_says_what_it_is() -> None:
+    assert backend().capabilities.engine == "simulated"
+    assert backend(context_length=100).capabilities.context_length == 100
