@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
 from support.processes import WorkerProcess
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatfleet.core.errors import QueueFull
+from chatfleet.core.errors import InvalidRequest, QueueFull
 from chatfleet.worker.admission import Admission
 
 
@@ -34,6 +34,11 @@ async def test_past_the_queue_it_is_full_and_nothing_is_reserved() -> None:
     admission.reserve(1)
     with pytest.raises(QueueFull):
         admission.reserve(1)
+
+
+async def test_what_can_never_be_taken_is_no_matter_of_trying_again() -> None:
+    with pytest.raises(InvalidRequest, match="4 choices"):
+        Admission(max_concurrency=2, max_queue=1).reserve(4)
 
 
 async def test_leaving_the_queue_frees_the_place_at_once() -> None:
@@ -82,6 +87,8 @@ def test_bounds_hold_whatever_comes_and_goes(limits: tuple[int, int], actions: l
                     permits += admission.reserve(number % 3 + 1)
                 except QueueFull:
                     assert admission.running == limits[0] or admission.waiting + number % 3 + 1 > limits[1]
+                except InvalidRequest:
+                    assert number % 3 + 1 > sum(limits)
             elif permits:
                 permits.pop(number % len(permits)).release()
             assert admission.running <= limits[0]

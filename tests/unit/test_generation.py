@@ -75,8 +75,10 @@ async def test_a_generation_that_is_never_read_holds_no_permit_after_closing() -
 
 async def test_a_full_queue_is_refused_before_anything_starts() -> None:
     engine = FakeEngine(ANSWER)
+    admission = Admission(max_concurrency=2, max_queue=0)
+    admission.reserve(1)
     with pytest.raises(QueueFull):
-        generation(engine, jobs(2), admission=Admission(max_concurrency=1, max_queue=0))
+        generation(engine, jobs(2), admission=admission)
     assert not engine.requests
 
 

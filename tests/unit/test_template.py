@@ -11,6 +11,9 @@ from chatfleet.worker.model_source import chosen_template
 USER = [{"role": "user", "content": "hi"}]
 
 
+DOUBLING_LIST = "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+
+
 def render(source: str, **variables: Any) -> str:
     return ChatTemplate(source).render(USER, variables=variables)
 
@@ -76,6 +79,12 @@ def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
         "{% set ns = namespace(x='xxxxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{% set ns = namespace(x='xxxxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        DOUBLING_LIST + "{{ ns.x }}",
+        DOUBLING_LIST + "{{ ns.x ~ '' }}",
+        DOUBLING_LIST + "{{ ns.x | tojson }}",
+        DOUBLING_LIST + "{{ ns.x | string }}",
+        "{{ [[1]] | tojson(indent=900000) }}",
+        "{{ lipsum(n=200000) }}",
         "{% set x = 'x' * 999999 %}{{ x.replace('x', x) }}",
         "{% set x = 'x' * 999999 %}{{ x | replace('x', x) }}",
         "{% set x = 'x' * 999999 %}{{ ([1] * 999999) | join(x) }}",
@@ -85,6 +94,11 @@ def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
 def test_a_template_cannot_take_all_time_or_memory(source: str) -> None:
     with pytest.raises(InvalidRequest, match="cannot render"):
         render(source)
+
+
+def test_a_lone_surrogate_is_the_clients_error() -> None:
+    with pytest.raises(InvalidRequest, match="lone surrogate"):
+        render("{{ '\\ud800' }}")
 
 
 def test_ordinary_formatting_still_works() -> None:

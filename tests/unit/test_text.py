@@ -19,6 +19,7 @@ class Vocabulary:
         self.special = special
         self.vocab_size = len(tokens)
         self.strips_leading_space = strips_leading_space
+        self.longest_token_chars = 4
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         raise NotImplementedError

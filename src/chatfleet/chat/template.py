@@ -26,6 +26,8 @@ from chatfleet.core.errors import ConfigurationError, InvalidRequest
 MAX_SECONDS = 2.0
 MAX_CHARS = 16_000_000
 
+_MAX_INDENT = 16
+
 _deadline: ContextVar[float] = ContextVar("template_deadline")
 
 
@@ -39,11 +41,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_checked_size
+        )
+        del self.globals["lipsum"]  # writes as many words as it is told to
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.filters["tojson"] = _tojson
-        for name in ("center", "indent", "wordwrap", "replace", "join"):
+        for name in ("center", "indent", "wordwrap", "replace", "join", "string"):
             self.filters[name] = _bounded(name, self.filters[name])
         self.filters["format"] = lambda form, *values: _checked_format(str(form)) % values
 
@@ -59,7 +64,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     def concat_bounded(*parts: Any) -> str:
         """The operator `~`."""
-        texts = [str(part) for part in parts]
+        texts = [str(_checked_size(part)) for part in parts]
         _check_size(sum(map(len, texts)))
         return "".join(texts)
 
@@ -106,11 +111,28 @@ def _check_size(size: int) -> None:
         raise TemplateLimit(f"it builds a value longer than {MAX_CHARS}")
 
 
+def _checked_size(value: Any) -> Any:
+    """The value, if writing it out is bounded: a short list of references can stand for gigabytes of text."""
+    if not isinstance(value, list | tuple | dict | set):
+        return value
+    size, unseen = 0, [value]
+    while unseen:
+        item = unseen.pop()
+        if isinstance(item, dict):
+            unseen += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set):
+            unseen += item
+        size += len(item) if isinstance(item, str) else 1
+        _check_size(size + len(unseen))
+    return value
+
+
 def _check_text_method(name: str, values: Sequence[Any]) -> None:
     """Bound what a method of a text, or the filter of the same name, may build out of `values`."""
     for value in values:
         if isinstance(value, int):  # a width or a count: `"x".center(10**9)`
             _check_size(value)
+        _checked_size(value)
     if name == "replace" and len(values) >= 3:
         text, old, new = map(str, values[:3])
         _check_size(len(text) + text.count(old) * len(new))
@@ -148,6 +170,9 @@ class _Generation(Extension):
 
 def _tojson(value: Any, indent: int | None = None, **kwargs: Any) -> str:
     """As Hugging Face's: JSON with characters as they are (Jinja's own escapes HTML)."""
+    if indent is not None and indent > _MAX_INDENT:
+        raise TemplateLimit(f"it indents JSON by more than {_MAX_INDENT}")
+    _checked_size(value)
     return json.dumps(value, ensure_ascii=False, indent=indent, **kwargs)
 
 
@@ -209,4 +234,11 @@ class ChatTemplate:
             raise InvalidRequest(
                 f"The model's chat template cannot render these messages: {exc}", param="messages"
             ) from exc
-        return "".join(pieces)
+        prompt = "".join(pieces)
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest(
+                "The rendered prompt has a lone surrogate, which is no character.", param="messages"
+            ) from exc
+        return prompt

@@ -22,6 +22,8 @@ class Tokenizer(Protocol):
     """The ids that end an answer."""
     strips_leading_space: bool
     """Whether the first token of a text loses its leading space (SentencePiece's convention)."""
+    longest_token_chars: int
+    """The most characters that one token stands for."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids. Special tokens written out in `text` become their ids."""
@@ -78,6 +80,7 @@ class HuggingFaceTokenizer:
         self._bytes = [b""] * (max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1)
         for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
             self._bytes[token_id] = added_text[token_id].encode() if token_id in added_text else to_bytes(token)
+        self.longest_token_chars = max(map(len, self._bytes), default=1)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
@@ -97,6 +100,7 @@ class ByteTokenizer:
     vocab_size = 259
     eos_token_ids = frozenset({257})
     strips_leading_space = False
+    longest_token_chars = max(map(len, SPECIAL.values()))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         data = text.encode("utf-8", "replace")

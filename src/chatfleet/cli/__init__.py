@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from chatfleet.cli import chat, worker
 from chatfleet.core.errors import ConfigurationError
@@ -44,5 +45,5 @@ def main() -> None:
     try:
         app()
     except ConfigurationError as exc:
-        Console(stderr=True).print(f"[bold red]Error:[/] {exc}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(exc))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -28,12 +29,13 @@ def chat(
     try:
         model = model or client.models.list().data[0].id
     except OpenAIError as exc:
-        console.print(f"[bold red]Error:[/] {base_url} does not answer: {exc}. Is `chatfleet serve` running?")
+        message = f"{base_url} does not answer: {exc}. Is `chatfleet serve` running?"
+        console.print(f"[bold red]Error:[/] {escape(message)}")
         raise typer.Exit(1) from exc
     except IndexError:
         console.print(f"[bold red]Error:[/] {base_url} serves no model.")
         raise typer.Exit(1) from None
-    console.print(f"[dim]{model} at {base_url}. /reset starts over, /exit ends.[/]")
+    console.print(f"[dim]{escape(model)} at {base_url}. /reset starts over, /exit ends.[/]")
     opening: list[ChatCompletionMessageParam] = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while True:
@@ -81,7 +83,7 @@ def _answer(
     except KeyboardInterrupt:
         console.print("[dim] (stopped)[/]", end="")
     except OpenAIError as exc:
-        console.print(f"[bold red]Error:[/] {exc}")
+        console.print(f"[bold red]Error:[/] {escape(str(exc))}")
         return None
     console.print()
     return "".join(parts)

@@ -55,12 +55,20 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int | None, context_length: int, param: str) -> None:
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        context_length: int,
+        param: str,
+        at_least: bool = False,
+    ) -> None:
         completion = "" if max_tokens is None else f" and {max_tokens} for the completion"
         remedy = f"Shorten the {param}" + ("." if max_tokens is None else " or lower max_tokens.")
         super().__init__(
-            f"This model's maximum context length is {context_length} tokens, but you asked for {prompt_tokens} "
-            f"tokens in the {param}{completion}. {remedy}",
+            f"This model's maximum context length is {context_length} tokens, but you asked for "
+            f"{'at least ' if at_least else ''}{prompt_tokens} tokens in the {param}{completion}. {remedy}",
             param=param,
         )
 
@@ -123,3 +131,12 @@ class EngineUnavailable(ServingError):
     """The engine is starting, restarting or gone (503)."""
 
     status, type, code = 503, "server_error", "engine_unavailable"
+
+
+class ShuttingDown(ServingError):
+    """The server ends before the request does (503)."""
+
+    status, type, code = 503, "server_error", "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down. Try again shortly, or elsewhere.")

@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from chatfleet.core.errors import ConfigurationError
 
@@ -22,6 +22,8 @@ class Settings(BaseSettings):
         """Settings from the values given and the environment. Raises ConfigurationError."""
         try:
             return cls(**given)
+        except SettingsError as exc:  # a list or object that is not JSON, in the environment
+            raise ConfigurationError(f"{ENV_PREFIX}... in the environment is not valid JSON: {exc}.") from exc
         except ValidationError as exc:
             wrong = exc.errors(include_url=False)[0]
             name = ".".join(map(str, wrong["loc"]))

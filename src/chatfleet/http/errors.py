@@ -43,12 +43,19 @@ def as_serving_error(error: BaseException) -> ServingError:
 def invalid_request(error: ValidationError, body: object) -> InvalidRequest:
     """One of pydantic's complaints as OpenAI words it: `param` is the path of the field in `body`.
 
-    Where a union was tried branch by branch, the complaint of the branch that got furthest is the one
-    that the client's value meant.
+    Where a union was tried branch by branch, the one that the client's value meant is the complaint about something
+    of the right type, else that of the branch that got furthest.
     """
     complaints = error.errors(include_url=False, include_context=False)
-    complaint = max(complaints, key=lambda c: (len(_steps(c, body)), not c["type"].endswith("_type")))
-    param = _render(_steps(complaint, body))
+    steps, complaint = max(
+        ((_steps(complaint, body), complaint) for complaint in complaints),
+        key=lambda found: (
+            not found[1]["type"].endswith("_type"),
+            len(found[0]),
+            [step for step in found[0] if isinstance(step, int)],
+        ),
+    )
+    param = _render(steps)
     message = complaint["msg"].removeprefix("Value error, ")
     if not param:
         return InvalidRequest(f"The request body is not valid: {message}.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -20,28 +21,67 @@ BACKLOG = 4096
 MAX_HEAD_BYTES = 64 * 1024
 MAX_PIPELINED = 8
 
+_FRAMING = (b"content-length", b"transfer-encoding")
+
 
 class JsonErrorProtocol(HttpToolsProtocol):
-    """Answers what is not HTTP with the one error form, too; bounds request heads, which httptools does not; and
-    tells every request of a connection that its client is gone, where uvicorn tells the last pipelined one only."""
+    """uvicorn's protocol with four differences.
+
+    What is not HTTP is answered with the one error form, too. Request heads are bounded, which httptools does not
+    do. Every request of a connection is told that its client is gone, where uvicorn tells the last pipelined one
+    only. An offer to upgrade is ignored (RFC 9110, 7.8), where httptools drops the body of a request that makes one:
+    Java's HTTP client offers h2c with every first request.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes: int | None = 0  # None while no head is being read
         self._unanswered: list[RequestResponseCycle] = []
+        self._replaying_head = False
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._ignore_upgrade(data[exc.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse("What was received is not a valid HTTP/1.1 request.")
         if self._head_bytes is not None and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(f"The request line and headers are larger than {MAX_HEAD_BYTES // 1024} KB.")
 
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read on with a parser that was told how the body is framed, and of no upgrade."""
+        framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        self.parser = httptools.HttpRequestParser(self)
+        self._replaying_head = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
+        self._replaying_head = False
+        if rest:
+            self.data_received(rest)
+
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        super().on_message_begin()
+        if not self._replaying_head:
+            self._head_bytes = 0
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._replaying_head:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._replaying_head:
+            super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_headers_complete(self) -> None:
+        if self._replaying_head:
+            return
         self._head_bytes = None
         super().on_headers_complete()
         self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
@@ -55,9 +95,6 @@ class JsonErrorProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse("What was received is not a valid HTTP/1.1 request.")
 
     def _refuse(self, message: str) -> None:
         answering = any(cycle.response_started and not cycle.response_complete for cycle in self._unanswered)

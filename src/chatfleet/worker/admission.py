@@ -3,7 +3,7 @@
 import asyncio
 from types import TracebackType
 
-from chatfleet.core.errors import QueueFull
+from chatfleet.core.errors import InvalidRequest, QueueFull
 
 
 class Permit:
@@ -50,7 +50,13 @@ class Admission:
         return len(self._waiting)
 
     def reserve(self, count: int) -> list[Permit]:
-        """Permits for `count` choices, all or none. Raises QueueFull. Release each."""
+        """Permits for `count` choices, all or none; release each. Raises QueueFull, InvalidRequest if it never can be."""
+        if count > self._max_concurrency + self._max_queue:
+            raise InvalidRequest(
+                f"{count} choices are more than this worker ever takes at once "
+                f"({self._max_concurrency} running and {self._max_queue} waiting). Ask for fewer.",
+                param="n",
+            )
         free = self._max_concurrency - len(self._running)
         if len(self._waiting) + count - free > self._max_queue:
             raise QueueFull(

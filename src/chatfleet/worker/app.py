@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 
 from chatfleet import __version__
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(service: WorkerService, *, strict: bool) -> FastAPI:
-    app = FastAPI(title="ChatFleet worker", version=__version__, redirect_slashes=False)
+    # /docs brings its own scripts: a host without the internet shows it too.
+    app = FastAPIOffline(title="ChatFleet worker", version=__version__, redirect_slashes=False, redoc_url=None)
     app.include_router(make_router(service, strict=strict))
     app.add_middleware(RequestMiddleware)
     install_error_handlers(app)
@@ -55,7 +57,8 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
     engine = ProcessEngine(settings.engine_config(str(model.path) if model.path else None))
     admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
     service = WorkerService(model, engine, admission)
-    server = make_server(create_app(service, strict=settings.strict))
+    app = await asyncio.to_thread(create_app, service, strict=settings.strict)  # it looks for the files of /docs
+    server = make_server(app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     starting = asyncio.create_task(service.start())
     try:

@@ -58,7 +58,7 @@ class ChatCompletions:
         check_choices(n, "n")
         tools = None if request.tool_choice == "none" else request.tools
         prompt = await service.render(request.messages, tools, variables=request.chat_template_kwargs)
-        prompt_token_ids = await service.encode(prompt, add_special_tokens=False)
+        prompt_token_ids = await service.encode_bounded(prompt, "messages", add_special_tokens=False)
         capabilities = service.capabilities
         max_tokens = completion_budget(
             prompt_tokens=len(prompt_token_ids),

@@ -42,14 +42,15 @@ class Completions:
         refuse_unsupported_completion(request)
         prompts = request.prompts()
         check_choices(len(prompts) * self._n, "prompt" if len(prompts) > 1 else "n")
+        sampling: list[SamplingParams] = []
         for prompt in prompts:
-            token_ids = await service.encode_prompt(prompt)
+            token_ids = await service.encode_prompt(prompt, "prompt")
             check_prompt_vocabulary(token_ids, "prompt", service.capabilities)
+            sampling.append(self._sampling(token_ids))
             self._prompts.append(token_ids)
             if request.echo:
                 text = prompt if isinstance(prompt, str) else decode(service.model.tokenizer, prompt)
                 self._echoes.append(text)
-        sampling = [self._sampling(token_ids) for token_ids in self._prompts]
         return service.generate(self._prompts, sampling, n=self._n, stops=request.stop_strings())
 
     def _sampling(self, prompt_token_ids: list[int]) -> SamplingParams:

@@ -23,7 +23,7 @@ async def create_embeddings(service: WorkerService, request: EmbeddingRequest) -
             f"'dimensions' is {request.dimensions}, but this model's embeddings have {capabilities.embedding_dim}.",
             param="dimensions",
         )
-    prompts = [await service.encode_prompt(text) for text in request.inputs()]
+    prompts = [await service.encode_prompt(text, "input") for text in request.inputs()]
     for index, token_ids in enumerate(prompts):
         check_prompt_vocabulary(token_ids, "input", capabilities)
         if len(token_ids) > capabilities.context_length:

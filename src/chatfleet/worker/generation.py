@@ -86,31 +86,45 @@ class Generation:
             async with permit, aclosing(self._engine.generate(job.prompt_token_ids, job.sampling)) as stream:
                 async for delta in stream:
                     warm.set()
-                    self._count(delta, leads=leads)
-                    yield (choice := _choice_delta(job.index, text, delta))
+                    choice, used_tokens = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
+                    self.completion_tokens += used_tokens
+                    if leads and delta.cached_tokens:
+                        self.cached_tokens += delta.cached_tokens
+                    yield choice
                     if choice.finish_reason is not None:
                         return
         finally:
             warm.set()
 
-    def _count(self, delta: TokenDelta, *, leads: bool) -> None:
-        self.completion_tokens += len(delta.token_ids)
-        if leads and delta.cached_tokens:
-            self.cached_tokens += delta.cached_tokens
 
+def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_one: bool) -> tuple[ChoiceDelta, int]:
+    """What to show, and how many tokens count: those behind a stop string do not, however deltas were merged.
 
-def _choice_delta(index: int, text: IncrementalText, delta: TokenDelta) -> ChoiceDelta:
+    A stop token counts but does not show, be it marked special or not.
+    """
     logprobs = None
     if delta.logprobs is not None:
         logprobs = [Logprob(entry.logprob, entry.top) for entry in delta.logprobs]
-    shown = text.feed(delta.token_ids, logprobs)
+    token_ids = delta.token_ids
+    if delta.finish_reason == "stop" and token_ids and token_ids[-1] in job.sampling.stop_token_ids:
+        token_ids = token_ids[:-1]
+    used_tokens = len(delta.token_ids)
+    shown = TextDelta()
+    size = 1 if one_by_one else max(len(token_ids), 1)
+    for start in range(0, len(token_ids), size):
+        end = start + size
+        part = text.feed(token_ids[start:end], None if logprobs is None else logprobs[start:end])
+        shown = TextDelta(shown.text + part.text, shown.tokens + part.tokens, part.stopped)
+        if part.stopped:
+            used_tokens = end
+            break
     finish_reason = delta.finish_reason
     if not shown.stopped and finish_reason is not None:
         rest = text.finish()
         shown = TextDelta(shown.text + rest.text, shown.tokens + rest.tokens, rest.stopped)
     if shown.stopped:
         finish_reason = "stop"
-    return ChoiceDelta(index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs)
+    return ChoiceDelta(job.index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs), used_tokens
 
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from chatfleet.worker.chat import ChatCompletions
 from chatfleet.worker.completions import Completions
 from chatfleet.worker.embeddings import create_embeddings
 from chatfleet.worker.sampling import check_prompt_vocabulary
-from chatfleet.worker.service import WorkerService
+from chatfleet.worker.service import WorkerService, off_loop
 
 
 def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
@@ -84,18 +84,15 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         else:
             prompt = await service.render(body.messages, body.tools, add_generation_prompt=body.add_generation_prompt)
             tokens = await service.encode(prompt, add_special_tokens=False)
-        response = TokenizeResponse(count=len(tokens), max_model_len=service.capabilities.context_length, tokens=tokens)
-        if body.return_token_strs:
-            token_bytes = service.model.tokenizer.token_bytes
-            response.token_strs = [token_bytes(token).decode("utf-8", "replace") for token in tokens]
-        return _json(response)
+        return await off_loop(len(tokens), lambda: _json(_tokenized(service, tokens, body.return_token_strs)))
 
     @router.post("/v1/detokenize", response_model=DetokenizeResponse, openapi_extra=_body(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         body = await parse(request, DetokenizeRequest)
         service.model_name(body.model)
         check_prompt_vocabulary(body.tokens, "tokens", service.capabilities)
-        return _json(DetokenizeResponse(prompt=decode(service.model.tokenizer, body.tokens)))
+        text = await off_loop(len(body.tokens), lambda: decode(service.model.tokenizer, body.tokens))
+        return _json(DetokenizeResponse(prompt=text))
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -114,6 +111,14 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
 async def json_response(request: Request, work: Coroutine[Any, Any, WireModel]) -> Response:
     """The answer of `work`, which ends when the client goes away."""
     return _json(await until_disconnect(request.receive, work))
+
+
+def _tokenized(service: WorkerService, tokens: list[int], with_texts: bool) -> TokenizeResponse:
+    response = TokenizeResponse(count=len(tokens), max_model_len=service.capabilities.context_length, tokens=tokens)
+    if with_texts:
+        token_bytes = service.model.tokenizer.token_bytes
+        response.token_strs = [token_bytes(token).decode("utf-8", "replace") for token in tokens]
+    return response
 
 
 def _json(response: WireModel) -> Response:

@@ -64,6 +64,8 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("'stream_options' needs 'stream' to be true.", param="stream_options")
     for name in unsupported_parameters(sampling, capabilities):
         param = "echo" if name == "prompt_logprobs" else name
         what = "echo together with logprobs" if name == "prompt_logprobs" else f"'{name}'"
@@ -117,6 +119,8 @@ def check_choices(count: int, param: str) -> None:
 
 def refuse_unsupported_chat(request: ChatCompletionRequest) -> None:
     """Raises UnsupportedParameter for fields of OpenAI's that no engine of ours honours yet."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
     tool_choice, response_format = request.tool_choice, request.response_format or {}
     refused = {
         "functions": bool(request.functions),

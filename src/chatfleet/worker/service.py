@@ -3,11 +3,11 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from chatfleet.chat.messages import template_messages, template_tools
-from chatfleet.core.errors import ConfigurationError, InvalidRequest, ModelNotFound
+from chatfleet.core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound
 from chatfleet.engines.base import Capabilities, Engine, SamplingParams
 from chatfleet.protocol.chat import ChatMessage, Tool
 from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
@@ -16,7 +16,8 @@ from chatfleet.worker.generation import Generation, Job
 from chatfleet.worker.model_source import ServedModel
 from chatfleet.worker.sampling import for_choice
 
-_OFF_LOOP_CHARS = 4096  # tokenising this much takes about a millisecond
+_COMPOSED_CHARS = 4  # normalising a text makes at most about this many characters one
+_OFF_LOOP_SIZE = 4096  # characters or tokens; turning this many into each other takes about a millisecond
 
 
 class WorkerService:
@@ -66,15 +67,27 @@ class WorkerService:
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids, made off the event loop when the text is long."""
         encode = self.model.tokenizer.encode
-        if len(text) < _OFF_LOOP_CHARS:
-            return encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+        return await off_loop(len(text), lambda: encode(text, add_special_tokens=add_special_tokens))
 
-    async def encode_prompt(self, prompt: str | list[int]) -> list[int]:
+    async def encode_bounded(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        """The same for a prompt, refused unread when no tokenizing could make it fit: that takes 100 bytes a
+        character. Raises ContextLengthExceeded, naming `param`."""
+        context_length, longest = self.capabilities.context_length, self.model.tokenizer.longest_token_chars
+        if len(text) > _COMPOSED_CHARS * longest * context_length:
+            raise ContextLengthExceeded(
+                prompt_tokens=len(text) // (_COMPOSED_CHARS * longest),
+                max_tokens=None,
+                context_length=context_length,
+                param=param,
+                at_least=True,
+            )
+        return await self.encode(text, add_special_tokens=add_special_tokens)
+
+    async def encode_prompt(self, prompt: str | list[int], param: str) -> list[int]:
         """A completion's or embedding's input as token ids; an empty text is one end-of-text token."""
         if not isinstance(prompt, str):
             return prompt
-        token_ids = await self.encode(prompt, add_special_tokens=True)
+        token_ids = await self.encode_bounded(prompt, param, add_special_tokens=True)
         return token_ids or [min(self.model.tokenizer.eos_token_ids, default=0)]
 
     async def render(
@@ -121,6 +134,14 @@ class WorkerService:
             tokenizer=self.model.tokenizer,
             stops=stops,
         )
+
+
+T = TypeVar("T")
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread where its `size` (characters or tokens) would hold up the loop."""
+    return work() if size < _OFF_LOOP_SIZE else await asyncio.to_thread(work)
 
 
 def new_id(prefix: str) -> str:

@@ -1,0 +1,247 @@
+"""Official clients against a real worker that serves the bundled model: answers with sense."""
+
+import base64
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from support.processes import WorkerProcess
+
+MODEL = "chatfleet-tiny"
+
+
+@pytest.fixture
+def client(tiny_worker: WorkerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, *messages: tuple[str, str], **options: Any) -> str:
+    """The greedy answer to (role, content) pairs."""
+    completion = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": role, "content": content} for role, content in messages],  # type: ignore[misc]
+        **{"temperature": 0, **options},
+    )
+    content = completion.choices[0].message.content
+    assert content is not None
+    return content
+
+
+def test_the_sdk_lists_the_model(client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="chatfleet-tiny"):
+        client.models.retrieve("absent")
+
+
+def test_the_sdk_chats(client: openai.OpenAI) -> None:
+    assert "Paris" in ask(client, ("user", "What is the capital of France?"))
+    assert "42" in ask(client, ("user", "What is 17 + 25?"))
+    assert "ChatFleet" in ask(client, ("user", "Who are you?"))
+
+
+def test_a_second_turn_refers_to_the_first(client: openai.OpenAI) -> None:
+    first = ("user", "What is the capital of France?")
+    answer = ask(client, first)
+    second = ask(client, first, ("assistant", answer), ("user", "And what is its population?"))
+    assert "million" in second
+
+
+def test_a_system_message_is_obeyed(client: openai.OpenAI) -> None:
+    for role in ("system", "developer"):
+        answer = ask(client, (role, "Answer in upper case."), ("user", "What is the capital of Italy?"))
+        assert answer == answer.upper()
+        assert "ROME" in answer
+
+
+def test_the_sdk_streams_a_chat(client: openai.OpenAI) -> None:
+    question = ("user", "What is deep learning?")
+    whole = ask(client, question)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": question[1]}],
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole
+    assert "learning" in text
+    assert len(chunks) > 5, "it did not come token by token"
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert chunks[-1].choices == []
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+async def test_the_async_sdk_streams_several_chats_at_once(tiny_worker: WorkerProcess) -> None:
+    import asyncio
+
+    async with openai.AsyncOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none") as client:
+
+        async def capital(country: str) -> str:
+            stream = await client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": f"What is the capital of {country}?"}],
+                temperature=0,
+                stream=True,
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        answers = await asyncio.gather(*map(capital, ["France", "Japan", "Italy", "Spain"]))
+    for city, answer in zip(["Paris", "Tokyo", "Rome", "Madrid"], answers, strict=True):
+        assert city in answer
+
+
+def test_a_completion_continues_a_story_to_its_end(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model=MODEL, prompt="Once upon a time", temperature=0, max_tokens=400)
+    choice = completion.choices[0]
+    assert choice.finish_reason == "stop"
+    assert len(choice.text.split()) > 20
+    assert choice.text.rstrip()[-1] in ".!?"
+    chunks = list(
+        client.completions.create(model=MODEL, prompt="Once upon a time", temperature=0, max_tokens=400, stream=True)
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == choice.text
+
+
+def test_log_probabilities_describe_the_answer(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Hello!"}], temperature=0, logprobs=True
+    )
+    choice = completion.choices[0]
+    assert choice.logprobs is not None and choice.logprobs.content
+    spelled = b"".join(bytes(token.bytes or []) for token in choice.logprobs.content)
+    assert spelled.decode() == choice.message.content
+    assert all(token.logprob <= 0 for token in choice.logprobs.content)
+    assert math.exp(choice.logprobs.content[0].logprob) > 0.1, "the likeliest token is not likely"
+
+
+def test_embeddings_of_alike_texts_are_alike(client: openai.OpenAI) -> None:
+    texts = ["What is the capital of France?", "What is the capital of Spain?", "Once upon a time there was a fox."]
+    response = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    near, other, far = (item.embedding for item in response.data)
+    cosine = [sum(a * b for a, b in zip(near, x, strict=True)) for x in (other, far)]
+    assert cosine[0] > cosine[1]
+    assert math.isclose(sum(x * x for x in near), 1, abs_tol=1e-3)
+    packed = client.embeddings.create(model=MODEL, input=texts[0], encoding_format="base64").data[0].embedding
+    assert len(base64.b64decode(str(packed))) == 4 * len(near)
+    assert response.usage.prompt_tokens > 0
+
+
+def test_a_tool_call_and_its_result(client: openai.OpenAI) -> None:
+    """The call comes as text in the Hermes form; parsing it into tool_calls is a later feature."""
+    tools: list[Any] = [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "Get the weather at a place",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"location": {"type": "string"}},
+                    "required": ["location"],
+                },
+            },
+        }
+    ]
+    question = ("user", "What is the weather in Oslo?")
+    called = ask(client, question, tools=tools)
+    call = json.loads(called.partition("<tool_call>")[2].partition("</tool_call>")[0])
+    assert call == {"name": "get_weather", "arguments": {"location": "Oslo"}}
+    messages: list[Any] = [
+        {"role": "user", "content": question[1]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": json.dumps(call["arguments"])},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature": 7, "condition": "rain"}'},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, tools=tools, temperature=0)
+    assert "7" in (answer.choices[0].message.content or "")
+
+
+def test_langchain_chats_and_streams(tiny_worker: WorkerProcess) -> None:
+    from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+
+    chat = ChatOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", model=MODEL, temperature=0)  # type: ignore[arg-type]
+    assert "Paris" in str(chat.invoke("What is the capital of France?").content)
+    streamed = list(chat.stream("What is the capital of France?"))
+    assert "Paris" in "".join(str(chunk.content) for chunk in streamed)
+    assert len(streamed) > 3
+    embeddings = OpenAIEmbeddings(
+        base_url=f"{tiny_worker.url}/v1",
+        api_key="none",  # type: ignore[arg-type]
+        model=MODEL,
+        check_embedding_ctx_length=False,  # else it sends token ids of OpenAI's own vocabulary
+    )
+    assert len(embeddings.embed_query("hello")) > 8
+
+
+def test_curl_chats_and_streams(tiny_worker: WorkerProcess) -> None:
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    common = ["curl", "-sS", "-N", f"{tiny_worker.url}/v1/chat/completions", "-H", "content-type: application/json"]
+    whole = subprocess.run([*common, "-d", json.dumps(body)], capture_output=True, check=True, timeout=60)
+    assert "Paris" in json.loads(whole.stdout)["choices"][0]["message"]["content"]
+    body["stream"] = True
+    streamed = subprocess.run([*common, "-d", json.dumps(body)], capture_output=True, check=True, timeout=60)
+    events = streamed.stdout.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events[:-2]]
+    assert "Paris" in "".join(delta.get("content", "") for delta in deltas)
+
+
+def test_the_terminal_chat_answers(tiny_worker: WorkerProcess) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "chatfleet", "chat", "--base-url", f"{tiny_worker.url}/v1", "--temperature", "0"],
+        input="What is the capital of France?\nAnd what is its population?\n/exit\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "TERM": "dumb"},
+    )
+    assert "Paris" in said.stdout
+    assert "million" in said.stdout
+
+
+async def test_200_concurrent_streams_complete(tiny_worker: WorkerProcess) -> None:
+    import asyncio
+
+    import httpx
+
+    limits = httpx.Limits(max_connections=200)
+    async with (
+        httpx.AsyncClient(timeout=110, limits=limits) as http,
+        openai.AsyncOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", http_client=http, max_retries=0) as client,
+    ):
+
+        async def add(a: int) -> bool:
+            stream = await client.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": f"What is {a % 50} + {a // 50}?"}],
+                temperature=0,
+                stream=True,
+            )
+            chunks = [chunk async for chunk in stream]
+            return chunks[-1].choices[0].finish_reason == "stop"
+
+        assert all(await asyncio.gather(*map(add, range(200))))
