@@ -50,7 +50,7 @@ class Admission:
         return len(self._waiting)
 
     def reserve(self, count: int) -> list[Permit]:
-        """Permits for `count` choices, all or none; release each. Raises QueueFull, InvalidRequest if it never can be."""
+        """Permits for `count` choices, all or none. Raises QueueFull, or InvalidRequest for ever too many."""
         if count > self._max_concurrency + self._max_queue:
             raise InvalidRequest(
                 f"{count} choices are more than this worker ever takes at once "
