@@ -1,0 +1,345 @@
+"""The backend: openvino-genai's ContinuousBatchingPipeline behind the engine interface."""
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+from chatfleet.core.errors import ConfigurationError
+from chatfleet.engines.base import (
+    Backend,
+    Capabilities,
+    EngineConfig,
+    EngineStats,
+    Fault,
+    FinishReason,
+    GenerateRequest,
+    RequestRefused,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+    unsupported_parameters,
+)
+from chatfleet.engines.openvino.admission import Need, Pool
+from chatfleet.engines.openvino.embedding import EmbeddingModel
+from chatfleet.engines.openvino.memory import available_bytes, kv_blocks
+from chatfleet.engines.openvino.model_files import IR_NAME, ModelInfo, first_line, inspect_model, ir_folder
+from chatfleet.engines.openvino.prefill import measure_step_cost, step_tokens
+from chatfleet.engines.openvino.sampling import generation_settings, honoured_parameters
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3
+"""A request that the pipeline ignored for want of memory starts again this often before it fails."""
+
+DETERMINISTIC_PROPERTIES = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # else activations go to 8 bits before quantised weights
+}
+
+_FINISH_REASONS: dict[Any, FinishReason] = {
+    genai.GenerationFinishReason.STOP: "stop",
+    genai.GenerationFinishReason.LENGTH: "length",
+}
+
+
+@dataclass
+class _Running:
+    """A request in the pipeline. `token_ids` are those generated so far, restarts included."""
+
+    request: GenerateRequest
+    handle: Any = None
+    token_ids: list[int] = field(default_factory=list)
+    inherited: int = 0
+    restarts: int = 0
+
+    @property
+    def need(self) -> Need:
+        prompt = len(self.request.prompt_token_ids)
+        now = prompt + len(self.token_ids)
+        return Need(
+            now=now,
+            end=prompt + self.request.sampling.max_tokens,
+            unread=now if len(self.token_ids) == self.inherited else 0,
+        )
+
+
+class OpenVINOBackend(Backend):
+    """Serves a GGUF file or an OpenVINO IR folder with continuous batching and prefix caching.
+
+    Determinism: the same seed, settings and prompt give the same tokens on the same machine when a request
+    runs alone. In a batch, rows are computed by other kernels and in reduced precision, so a neighbour
+    can change a token; `EngineConfig.deterministic` (f32 inference and KV cache, about half the speed)
+    makes the tokens independent of the neighbours.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Load the model. Raises ConfigurationError."""
+        self._config = config
+        self._device = "CPU" if config.device == "auto" else config.device.upper()
+        self._properties = DETERMINISTIC_PROPERTIES if config.deterministic else {}
+        self._model = inspect_model(config.model_path)
+        self._context_length = _context_length(config, self._model)
+        self._pool = self._plan_pool()
+        self._capabilities = Capabilities(
+            engine="openvino",
+            parameters=honoured_parameters(shifted_logits=self._model.is_gguf),
+            context_length=min(self._context_length, self._pool.tokens),
+            vocab_size=self._model.vocab_size,
+            embedding_dim=self._model.hidden_size,
+        )
+        self._embedding: EmbeddingModel | None = None
+        self._waiting: deque[_Running] = deque()
+        self._running: dict[int, _Running] = {}
+        self._leaving: list[Need] = []
+        """Cancelled requests, whose KV the pipeline frees at the end of its next step."""
+        self._next_pipeline_id = 0
+        self._generated_tokens = 0
+        self._steps = 0
+        self._pipeline: Any = self._build_pipeline()
+        logger.info(
+            "%s on %s: context %d, KV pool %d tokens, up to %d requests and %d tokens a step",
+            self._model.path.name,
+            self._device,
+            self._capabilities.context_length,
+            self._pool.tokens,
+            self._pool.max_running,
+            self._pool.step_tokens,
+        )
+        if self._pool.tokens < self._context_length:
+            logger.warning(
+                "memory for the KV cache bounds the context to %d of %d tokens: give --kv-cache-gb or more memory",
+                self._pool.tokens,
+                self._context_length,
+            )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def add(self, request: GenerateRequest) -> None:
+        self._check(request)
+        self._waiting.append(_Running(request))
+
+    def cancel(self, request_id: int) -> None:
+        self._waiting = deque(entry for entry in self._waiting if entry.request.request_id != request_id)
+        entry = self._running.pop(request_id, None)
+        if entry is not None:
+            entry.handle.cancel()
+            self._leaving.append(entry.need)
+
+    def step(self) -> list[TokenDelta]:
+        self._admit()
+        if not self._pipeline.has_non_finished_requests():
+            return []
+        self._pipeline.step()
+        self._leaving.clear()
+        self._steps += 1
+        deltas = [delta for entry in list(self._running.values()) if (delta := self._collect(entry)) is not None]
+        self._generated_tokens += sum(len(delta.token_ids) for delta in deltas)
+        return deltas
+
+    def next_step_s(self) -> float | None:
+        return 0.0 if self._waiting or self._pipeline.has_non_finished_requests() else None
+
+    def stats(self) -> EngineStats:
+        usage = self._pipeline.get_metrics().cache_usage / 100 if self._running else 0.0
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_cache_usage=min(1.0, usage),
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+        )
+
+    def embed(self, prompt_token_ids: list[int]) -> bytes:
+        """Compiles the embedding graph on the first call: seconds, and the weights in memory once more."""
+        self._check_prompt(prompt_token_ids, self._context_length)
+        if self._embedding is None:
+            with ir_folder(self._model) as folder:
+                self._embedding = EmbeddingModel(folder / IR_NAME, self._device, self._properties)
+        return self._embedding.embed(prompt_token_ids)
+
+    def recover(self) -> None:
+        self._forget_requests()
+        self._pipeline = None  # before the new one: there may not be room for both
+        self._pipeline = self._build_pipeline()
+
+    def close(self) -> None:
+        self._forget_requests()
+        self._embedding = None
+        self._pipeline = None
+
+    def _forget_requests(self) -> None:
+        self._running.clear()
+        self._waiting.clear()
+        self._leaving.clear()
+
+    def _plan_pool(self) -> Pool:
+        block_tokens = 32 if self._device == "CPU" else 16  # fixed in the pipeline
+        # The pipeline's default element is F16 or U8, as the model says; the larger is planned for.
+        bytes_per_block = self._model.kv.bytes_per_token(4 if self._config.deterministic else 2) * block_tokens
+        blocks = kv_blocks(
+            bytes_per_block=bytes_per_block,
+            block_tokens=block_tokens,
+            context_length=self._context_length,
+            max_concurrency=self._config.max_concurrency,
+            free_bytes=max(0, available_bytes() - self._model.resident_bytes),
+            kv_cache_gb=self._config.kv_cache_gb,
+        )
+        fixed_s, per_token_s = measure_step_cost(
+            hidden_size=self._model.hidden_size,
+            ffn_size=self._model.ffn_size,
+            parameters=self._model.parameters,
+            device=self._device,
+            properties=self._properties,
+        )
+        tokens = step_tokens(fixed_s=fixed_s, per_token_s=per_token_s)
+        # Decoding requests come first in a step: with as many as its tokens, no prompt would ever be read.
+        return Pool(
+            blocks=blocks,
+            block_tokens=block_tokens,
+            step_tokens=tokens,
+            max_running=min(self._config.max_concurrency, tokens - tokens // 4),
+        )
+
+    def _build_pipeline(self) -> Any:
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = self._pool.blocks
+        scheduler.max_num_batched_tokens = self._pool.step_tokens
+        scheduler.max_num_seqs = self._pool.max_running
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = True
+        try:
+            with ir_folder(self._model) as folder:
+                pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, self._device, self._properties)
+            self._warm_up(pipeline)
+        except (RuntimeError, MemoryError) as exc:
+            raise ConfigurationError(
+                f"OpenVINO could not load {self._model.path} on {self._device}: {first_line(exc)}. Check that the "
+                "model is whole and the device is there, or lower --kv-cache-gb if memory is short."
+            ) from exc
+        return pipeline
+
+    def _warm_up(self, pipeline: Any) -> None:
+        """A full step and a decoding one. The first of each allocates: 470 ms in place of 80 with 0.4B weights."""
+        length = max(1, min(self._pool.step_tokens, self._capabilities.context_length - 2))
+        prompt = np.zeros((1, length), np.int64)
+        settings = generation_settings(SamplingParams(max_tokens=2, temperature=0.0), max_tokens=2)
+        self._add_request(pipeline, prompt, settings)
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            first = self._waiting[0]
+            holding = [*(entry.need for entry in self._running.values()), *self._leaving]
+            if holding and (first.restarts or not self._pool.admits(first.need, holding)):
+                return  # in order, and what was ignored once runs alone
+            self._submit(self._waiting.popleft())
+
+    def _submit(self, entry: _Running) -> None:
+        left = entry.request.sampling.max_tokens - len(entry.token_ids)
+        settings = generation_settings(entry.request.sampling, max_tokens=left)
+        prompt = np.array([entry.request.prompt_token_ids + entry.token_ids], np.int64)
+        entry.handle = self._add_request(self._pipeline, prompt, settings)
+        entry.inherited = len(entry.token_ids)
+        self._running[entry.request.request_id] = entry
+
+    def _add_request(self, pipeline: Any, prompt: "np.ndarray", settings: dict[str, Any]) -> Any:
+        config = genai.GenerationConfig()
+        for name, value in settings.items():
+            setattr(config, name, value)
+        self._next_pipeline_id += 1  # a restarted request is another one to the pipeline
+        return pipeline.add_request(self._next_pipeline_id, ov.Tensor(prompt), config)
+
+    def _collect(self, entry: _Running) -> TokenDelta | None:
+        """What the last step brought `entry`, which leaves the running ones if it is done."""
+        request_id, handle = entry.request.request_id, entry.handle
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        finish_reason: FinishReason | None = None
+        while handle.can_read():
+            for output in handle.read().values():
+                token_ids += output.generated_ids
+                logprobs += output.generated_log_probs
+                finish_reason = _FINISH_REASONS.get(output.finish_reason)
+        entry.token_ids += token_ids
+        status = handle.get_status()
+        fault = None
+        if status == genai.GenerationStatus.IGNORED:
+            del self._running[request_id]
+            fault = self._restart(entry)
+        elif status != genai.GenerationStatus.RUNNING:
+            del self._running[request_id]
+            if finish_reason is None:
+                fault = Fault(message=f"The engine ended the request without a reason ({status.name}).")
+        if not token_ids and finish_reason is None and fault is None:
+            return None
+        return TokenDelta(
+            request_id=request_id,
+            token_ids=token_ids,
+            logprobs=self._logprobs(entry, token_ids, logprobs),
+            finish_reason=None if fault else finish_reason,
+            fault=fault,
+        )
+
+    def _restart(self, entry: _Running) -> Fault | None:
+        """Queue an ignored request again, first in line, with what it has generated as part of its prompt.
+
+        Its answer goes on where it was: the penalties that are honoured with a restart count the prompt's
+        tokens too, but for presence and frequency, whose counts begin anew.
+        """
+        entry.restarts += 1
+        if entry.restarts > MAX_RESTARTS:
+            return Fault(message="The engine ran out of KV cache memory for this request.")
+        self._waiting.appendleft(entry)
+        return None
+
+    def _logprobs(self, entry: _Running, token_ids: list[int], logprobs: list[float]) -> list[TokenLogprobs] | None:
+        if entry.request.sampling.logprobs is None or not token_ids:
+            return None
+        return [TokenLogprobs(token_id, value) for token_id, value in zip(token_ids, logprobs, strict=True)]
+
+    def _check(self, request: GenerateRequest) -> None:
+        sampling = request.sampling
+        for name in unsupported_parameters(sampling, self._capabilities):
+            raise RequestRefused(
+                Fault(message=f"The openvino engine does not support {name}.", kind="unsupported", param=name)
+            )
+        if sampling.logprobs:
+            message = "The openvino engine gives log probabilities of the chosen tokens only, not of others."
+            raise RequestRefused(Fault(message=message, kind="unsupported", param="top_logprobs"))
+        generation_settings(sampling, max_tokens=sampling.max_tokens)
+        self._check_prompt(request.prompt_token_ids, self._capabilities.context_length - sampling.max_tokens)
+
+    def _check_prompt(self, prompt_token_ids: list[int], longest: int) -> None:
+        count = len(prompt_token_ids)
+        if count == 0:
+            raise RequestRefused(Fault(message="The prompt is empty.", kind="invalid"))
+        if count > longest:
+            message = (
+                f"The prompt of {count} tokens does not fit: with the completion, a context of "
+                f"{self._capabilities.context_length} tokens leaves {max(0, longest)} for it."
+            )
+            raise RequestRefused(Fault(message=message, kind="invalid"))
+        # The pipeline does not check, and computes with what lies beside the embedding table.
+        if not (min(prompt_token_ids) >= 0 and max(prompt_token_ids) < self._model.vocab_size):
+            message = f"A token id is outside of the vocabulary of {self._model.vocab_size}."
+            raise RequestRefused(Fault(message=message, kind="invalid"))
+
+
+def _context_length(config: EngineConfig, model: ModelInfo) -> int:
+    if config.context_length is None:
+        return model.context_length
+    if not 0 < config.context_length <= model.context_length:
+        raise ConfigurationError(
+            f"A context length of {config.context_length} was asked for, but {model.path.name} was trained for "
+            f"{model.context_length}. Give a number from 1 to that, or none."
+        )
+    return config.context_length

@@ -1,0 +1,93 @@
+"""`SamplingParams` as the pipeline's generation settings."""
+
+import secrets
+from typing import Any
+
+from chatfleet.engines.base import Fault, RequestRefused, SamplingParams
+
+GREEDY_BELOW = 1e-5
+"""A temperature under this is greedy decoding, as in vLLM: logits divided by it overflow float32."""
+
+BASE_PARAMETERS = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "logprobs"}
+)
+"""Honoured with any model. Which penalties are depends on the graph: see `honoured_parameters`."""
+
+
+def honoured_parameters(*, shifted_logits: bool) -> frozenset[str]:
+    """The `SamplingParams` fields that a model can honour.
+
+    openvino-genai (2026.4.1 and before) adds presence and frequency penalties to negative logits where it
+    should subtract them: a token said 20 times before is pushed up by 20. In a graph whose logits are shifted
+    to be positive (`ir.LOGIT_SHIFT`) they are right, but `repetition_penalty`, which divides or multiplies
+    by the logit's sign, is wrong; without the shift it is the other way round. So one or the other.
+
+    Not among them: `min_tokens` (the pipeline sets the stop tokens' logits to 0.0, often the best value of
+    all, and writes outside of the logits for an id beyond the vocabulary), `logit_bias`, `prompt_logprobs`.
+    """
+    penalties = {"presence_penalty", "frequency_penalty"} if shifted_logits else {"repetition_penalty"}
+    return BASE_PARAMETERS | penalties
+
+
+def generation_settings(sampling: SamplingParams, *, max_tokens: int) -> dict[str, Any]:
+    """The attributes of a `GenerationConfig` for `sampling`, with at most `max_tokens` tokens.
+
+    `logprobs` are of the model's own distribution, before temperature and penalties, as in vLLM. A seed is
+    taken modulo 2**32 (the pipeline's generator has 32-bit seeds); without one a fresh one is drawn, for the
+    pipeline would use the same one each time. Raises RequestRefused for a value out of range.
+    """
+    _check(sampling)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_tokens,
+        "logprobs": 0 if sampling.logprobs is None else 1,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "apply_chat_template": False,
+        **_stop_settings(sampling.stop_token_ids),
+    }
+    if is_greedy(sampling):
+        return settings | {"do_sample": False}
+    return settings | {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": max(0, sampling.top_k),
+        "min_p": sampling.min_p,
+        "rng_seed": (secrets.randbits(32) if sampling.seed is None else sampling.seed) % 2**32,
+    }
+
+
+def is_greedy(sampling: SamplingParams) -> bool:
+    """Whether only the likeliest token can be drawn (top_p of 0 and min_p of 1 leave no other)."""
+    return sampling.temperature < GREEDY_BELOW or sampling.top_p <= 0 or sampling.top_k == 1 or sampling.min_p >= 1
+
+
+def _stop_settings(stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    # An empty set and an eos id of -1 mean "the model's own", so both are always given; where nothing is to
+    # stop the request, ignore_eos makes the pipeline disregard them.
+    ids = stop_token_ids or (0,)
+    return {"eos_token_id": ids[0], "stop_token_ids": set(ids), "ignore_eos": not stop_token_ids}
+
+
+def _check(sampling: SamplingParams) -> None:
+    bounds: tuple[tuple[str, float, float], ...] = (
+        ("max_tokens", 1, 2**31),
+        ("temperature", 0, float("inf")),
+        ("top_p", 0, 1),
+        ("min_p", 0, 1),
+        ("presence_penalty", -2, 2),
+        ("frequency_penalty", -2, 2),
+    )
+    for name, low, high in bounds:
+        value = getattr(sampling, name)
+        if not low <= value <= high:  # written so that NaN fails
+            raise _refused(name, f"{name} must be from {low:g} to {high:g}, not {value:g}.")
+    if not sampling.repetition_penalty > 0:
+        raise _refused("repetition_penalty", "repetition_penalty must be more than 0.")
+    if any(token_id < 0 for token_id in sampling.stop_token_ids):
+        raise _refused("stop_token_ids", "stop_token_ids must not be negative.")
+
+
+def _refused(param: str, message: str) -> RequestRefused:
+    return RequestRefused(Fault(message=message, kind="invalid", param=param))

@@ -1,0 +1,139 @@
+"""Small random models for the OpenVINO tests, and what transformers computes with the same weights."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, quants
+
+
+def _load_writer() -> ModuleType:
+    """The benchmark's model writer, the only one there is; benchmarks are no package."""
+    path = Path(__file__).parents[2] / "benchmarks" / "engines" / "make_model.py"
+    spec = importlib.util.spec_from_file_location("make_model", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+writer = _load_writer()
+
+TINY = writer.ModelShape(
+    name="tiny",
+    vocab_size=512,
+    hidden_size=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    ffn_size=128,
+    context_length=1024,
+    weight_scale=0.3,
+)
+"""Logits from about -8 to 8: the likeliest token has a probability around one half."""
+
+FLAT = replace(TINY, name="flat", weight_scale=0.002)
+"""Logits within 0.1 of zero, half of them negative: every token about as likely as the others."""
+
+
+def write_ir(folder: Path, shape: Any, converted: Path) -> Path:
+    """An IR folder as optimum-cli writes it, from the IR files in `converted`."""
+    folder.mkdir()
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (folder / name).write_bytes((converted / name).read_bytes())
+    config = {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.ffn_size,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.context_length,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Reference:
+    """A GGUF file's model in transformers, in float32."""
+
+    def __init__(self, path: Path, shape: Any) -> None:
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        config = Qwen2Config(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            intermediate_size=shape.ffn_size,
+            max_position_embeddings=shape.context_length,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            tie_word_embeddings=True,
+        )
+        self._model = Qwen2ForCausalLM(config).float().eval()
+        state = {_hf_name(tensor.name): _values(tensor) for tensor in GGUFReader(path).tensors}
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        self._model.load_state_dict(state)
+
+    @torch.no_grad()
+    def logits(self, token_ids: list[int]) -> np.ndarray:
+        """Of the token after `token_ids`, by token id."""
+        return np.asarray(self._model(torch.tensor([token_ids])).logits[0, -1])
+
+    def log_probabilities(self, token_ids: list[int]) -> np.ndarray:
+        logits = self.logits(token_ids)
+        return logits - np.logaddexp.reduce(logits)
+
+    @torch.no_grad()
+    def embedding(self, token_ids: list[int]) -> np.ndarray:
+        mean = np.asarray(self._model.model(torch.tensor([token_ids])).last_hidden_state[0].mean(0))
+        return mean / np.linalg.norm(mean)
+
+    def greedy(self, prompt_token_ids: list[int], count: int) -> tuple[list[int], list[float]]:
+        """(token ids, log probabilities) of the `count` likeliest tokens, each after those before it."""
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        for _ in range(count):
+            log_probabilities = self.log_probabilities(prompt_token_ids + token_ids)
+            token_ids.append(int(log_probabilities.argmax()))
+            logprobs.append(float(log_probabilities.max()))
+        return token_ids, logprobs
+
+
+_HF_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _hf_name(name: str) -> str:
+    match name.split("."):
+        case ["blk", layer, part, kind]:
+            return f"model.layers.{layer}.{_HF_PARTS[part]}.{kind}"
+        case ["token_embd", kind]:
+            return f"model.embed_tokens.{kind}"
+        case ["output_norm", kind]:
+            return f"model.norm.{kind}"
+    raise ValueError(name)
+
+
+def _values(tensor: Any) -> torch.Tensor:
+    size = [int(length) for length in reversed(tensor.shape)]
+    values = quants.dequantize(tensor.data, tensor.tensor_type)
+    return torch.from_numpy(np.array(values, np.float32).reshape(size))
