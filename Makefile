@@ -40,7 +40,9 @@ lint: $(VENV)/.dev  ## Style, types and import rules
 
 model: $(VENV)/.dev  ## Rebuild the bundled model (up to an hour on 2 cores)
 	$(BIN)/python models/tiny/generate.py
+	$(BIN)/python models/tiny/generate.py --stage 2
 	$(BIN)/python models/tiny/train.py
+	$(BIN)/python models/tiny/train.py --stage 2
 	$(BIN)/python models/tiny/export.py
 	$(BIN)/python models/tiny/evaluate.py
 
