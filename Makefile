@@ -39,10 +39,8 @@ lint: $(VENV)/.dev  ## Style, types and import rules
 	$(BIN)/lint-imports
 
 model: $(VENV)/.dev  ## Rebuild the bundled model (up to an hour on 2 cores)
-	$(BIN)/python models/tiny/generate.py
-	$(BIN)/python models/tiny/generate.py --stage 2
-	$(BIN)/python models/tiny/train.py
-	$(BIN)/python models/tiny/train.py --stage 2
+	for stage in 1 2 3; do $(BIN)/python models/tiny/generate.py --stage $$stage && \
+		$(BIN)/python models/tiny/train.py --stage $$stage || exit 1; done
 	$(BIN)/python models/tiny/export.py
 	$(BIN)/python models/tiny/evaluate.py
 
