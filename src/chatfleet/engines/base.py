@@ -170,6 +170,10 @@ class Backend(ABC):
     @abstractmethod
     def stats(self) -> EngineStats: ...
 
+    def embedding_ready(self) -> bool:
+        """Whether `embed` can go at once. The first call begins what takes long, beside the steps; ask again."""
+        return True
+
     def embed(self, prompt_token_ids: list[int]) -> bytes:
         """The L2-normalised embedding of one input: `embedding_dim` little-endian float32 values."""
         raise RequestRefused(Fault(message="This model makes no embeddings.", kind="unsupported"))

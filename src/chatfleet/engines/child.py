@@ -56,6 +56,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _RECEIVE_BYTES: Final = 256 * 1024
 _MAX_WAIT_S: Final = 3600.0
+_EMBEDDING_POLL_S: Final = 0.02
 
 # The parent holds the pipe's other end; nothing is ever written to it. Being the engine's child, the guardian
 # knows by its own parent id that the engine still lives, so it never kills a stranger with a reused pid.
@@ -143,7 +144,7 @@ class EngineLoop:
                     self._apply(raw)
         if self._stopping:
             return
-        if self._embeds:
+        if embedding := bool(self._embeds) and self._backend.embedding_ready():
             self._embed_one()
         wait_s = self._backend.next_step_s()
         if wait_s is not None and wait_s <= 0:
@@ -154,7 +155,10 @@ class EngineLoop:
         stats = self._backend.stats()
         if self._deltas or self._embeddings or stats != self._reported_stats:
             self._report(stats)
-        self._wait_s = 0.0 if self._embeds else self._backend.next_step_s()
+        self._wait_s = self._backend.next_step_s()
+        if self._embeds:
+            poll_s = 0.0 if embedding else _EMBEDDING_POLL_S
+            self._wait_s = poll_s if self._wait_s is None else min(poll_s, self._wait_s)
 
     def _report(self, stats: EngineStats) -> None:
         report = StepReport(self._deltas, self._embeddings, stats)
