@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from chatfleet.chat.tokenizer import HuggingFaceTokenizer
@@ -58,8 +58,6 @@ class GGUFMetadata:
         types: list[int] = self.fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
         merges = [tuple(merge.split(" ", 1)) for merge in self.fields["tokenizer.ggml.merges"]]
         tokenizer = RustTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-        if split == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_SPLITS[split]), behavior="isolated"),
