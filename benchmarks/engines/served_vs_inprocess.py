@@ -8,7 +8,7 @@ openvino-genai alone: add_request, step, read, with the worker's SchedulerConfig
 stream, all streams at once, and make 64 tokens each.
 
 The client of the served side runs on the same cores, so it must be cheap: one asyncio protocol per stream that
-looks for the first content and for the end in the raw bytes and decodes nothing. Its share of the CPU is in the
+looks for the first event and for the end in the raw bytes and decodes nothing. Its share of the CPU is in the
 table.
 
     python benchmarks/engines/served_vs_inprocess.py --json results.json
@@ -134,7 +134,7 @@ class InProcess:
 
 # --- served: raw asyncio against a worker process ---
 
-_FIRST_CONTENT = re.compile(rb'"content": ?"[^"]')
+_FIRST_EVENT = b"data: "  # sent when the first token came, also where its bytes are no whole character yet
 _PROMPT_COUNT = re.compile(rb'"prompt_tokens": ?(\d+)')
 _COMPLETION_COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
 
@@ -169,7 +169,7 @@ class StreamClient(asyncio.Protocol):
         now = time.perf_counter()
         if self._first_s is None:
             self._tail += data
-            if _FIRST_CONTENT.search(self._tail):
+            if _FIRST_EVENT in self._tail:
                 self._first_s = now
         else:
             self._tail = (self._tail + data)[-1000:]

@@ -105,12 +105,15 @@ class WorkerService:
                 "This model has no chat template. Use /v1/completions, or start the worker with --chat-template."
             )
         rendered = template_messages(messages, knows_developer="developer" in template.source)
-        return await asyncio.to_thread(
-            template.render,
-            rendered,
-            tools=template_tools(tools),
-            add_generation_prompt=add_generation_prompt,
-            variables=variables,
+        size = _OFF_LOOP_SIZE if tools else sum(len(message["content"]) for message in rendered)
+        return await off_loop(
+            size,
+            lambda: template.render(
+                rendered,
+                tools=template_tools(tools),
+                add_generation_prompt=add_generation_prompt,
+                variables=variables,
+            ),
         )
 
     def generate(
