@@ -194,10 +194,10 @@ def test_past_the_queue_a_request_is_a_429_at_once(one_slot: WorkerProcess) -> N
         until_answered(http)
 
 
-def test_a_request_of_more_choices_than_fit_is_turned_away_whole(one_slot: WorkerProcess) -> None:
+def test_a_request_of_more_choices_than_ever_fit_is_refused_for_good(one_slot: WorkerProcess) -> None:
     with one_slot.http() as http:
         until_answered(http)
-        failed(http.post(COMPLETIONS, json={**SHORT, "n": 3}), 429, code="queue_full")
+        failed(http.post(COMPLETIONS, json={**SHORT, "n": 3}), 400, param="n")
         assert http.post(COMPLETIONS, json={**SHORT, "n": 2}).status_code == 200
         until_answered(http)
 
