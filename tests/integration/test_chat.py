@@ -87,13 +87,19 @@ def test_a_completion_that_does_not_fit_is_refused_with_the_numbers(small_worker
             assert all(str(number) in error["message"] for number in (64, prompt_tokens, left + 1)), error
 
 
-@pytest.mark.parametrize("length", [64, 100_000])
+@pytest.mark.parametrize("length", [64, 2000])
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(small_worker: WorkerProcess, length: int) -> None:
     with small_worker.http() as http:
         count = http.post("/v1/tokenize", json={"messages": user("x" * length)}).json()["count"]
         response = http.post(PATH, json={"messages": user("x" * length)})
     error = failed(response, 400, param="messages", code="context_length_exceeded")
     assert "64" in error["message"] and str(count) in error["message"]
+
+
+def test_a_prompt_that_no_tokenizing_could_make_fit_is_refused_unread(small_worker: WorkerProcess) -> None:
+    with small_worker.http() as http:
+        error = failed(http.post(PATH, json={"messages": user("x" * 100_000)}), 400, code="context_length_exceeded")
+    assert "64 tokens, but you asked for at least" in error["message"]
 
 
 def test_a_prompt_of_a_hundred_thousand_characters_is_answered() -> None:
