@@ -35,7 +35,6 @@ class GGUFMetadata:
     """The part of a file's key-value metadata that the worker uses."""
 
     path: Path
-    name: str | None
     chat_template: str | None
     fields: dict[str, Any]
 
@@ -102,11 +101,7 @@ def read_gguf(path: Path) -> GGUFMetadata:
         ) from exc
     try:
         reader = gguf.GGUFReader(str(path))
-        fields = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if name.startswith(("general.", "tokenizer."))
-        }
+        fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.")}
     except FileNotFoundError as exc:
         raise ConfigurationError(f"There is no file {path}. Check the path.") from exc
     except Exception as exc:  # the reader raises whatever a corrupt file makes numpy raise
@@ -115,7 +110,6 @@ def read_gguf(path: Path) -> GGUFMetadata:
         ) from exc
     return GGUFMetadata(
         path=path,
-        name=fields.get("general.name"),
         chat_template=fields.get("tokenizer.chat_template"),
         fields=fields,
     )

@@ -192,7 +192,7 @@ class ChatTemplate:
 
         Raises ConfigurationError when the template does not compile.
         """
-        self.source = source
+        self.knows_developer = "developer" in source
         self._variables = dict(variables or {})
         try:
             self._template = _Sandbox().from_string(source)

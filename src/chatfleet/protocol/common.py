@@ -94,6 +94,10 @@ class SamplingFields(RequestModel):
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     ignore_eos: bool | None = None
 
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
     def stop_strings(self) -> list[str]:
         if self.stop is None:
             return []

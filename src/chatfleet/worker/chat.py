@@ -105,7 +105,7 @@ class ChatCompletions:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events. Closing it ends the generation."""
-        include_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
+        include_usage = self._request.includes_usage()
         started: set[int] = set()
         async with aclosing(await self._start()) as generation:
             async for delta in generation:
@@ -148,7 +148,7 @@ class ChatCompletions:
             model=self._model,
             choices=[] if choice is None else [choice],
         )
-        if self._request.stream_options and self._request.stream_options.include_usage:
+        if self._request.includes_usage():
             chunk.usage = final_usage
         return sse(chunk.to_json())
 

@@ -80,7 +80,7 @@ class Completions:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events. Closing it ends the generation."""
-        include_usage = bool(self._request.stream_options and self._request.stream_options.include_usage)
+        include_usage = self._request.includes_usage()
         started: set[int] = set()
         async with aclosing(await self._start()) as generation:
             async for delta in generation:

@@ -28,7 +28,7 @@ class Job:
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """What is new of one choice. `prompt_tokens` come once, where prompt log probabilities were asked for."""
+    """What is new of one choice. `prompt_logprobs` come once, where they were asked for."""
 
     index: int
     text: str

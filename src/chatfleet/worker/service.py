@@ -104,7 +104,7 @@ class WorkerService:
             raise InvalidRequest(
                 "This model has no chat template. Use /v1/completions, or start the worker with --chat-template."
             )
-        rendered = template_messages(messages, knows_developer="developer" in template.source)
+        rendered = template_messages(messages, knows_developer=template.knows_developer)
         size = _OFF_LOOP_SIZE if tools else sum(len(message["content"]) for message in rendered)
         return await off_loop(
             size,
