@@ -5,6 +5,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, get_origin
 
 import typer
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from chatfleet.core.settings import Settings
@@ -15,7 +16,8 @@ def settings_command(
 ) -> Callable[..., None]:
     """A typer command with an option per setting; `run` gets those that were given, over `defaults`.
 
-    The field `model` is the command's argument. The docstring of `run` is the command's help.
+    The field `model` (or `models`) is the command's argument; a single secret is no option at all. The docstring of
+    `run` is the command's help.
     """
     defaults = defaults or {}
 
@@ -26,6 +28,7 @@ def settings_command(
     parameters = [
         _parameter(name, field, defaults.get(name, field.get_default(call_default_factory=True)))
         for name, field in settings.model_fields.items()
+        if field.annotation != SecretStr | None
     ]
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -38,8 +41,10 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
     annotation: Any = field.annotation
     if get_origin(annotation) is dict:
         annotation = str
+    elif annotation == list[SecretStr]:
+        annotation = list[str]
     description: Any
-    if name == "model":
+    if name in ("model", "models"):
         description = typer.Argument(help=field.description, show_default=False)
     else:
         shown = f" Default: {default}." if default not in (None, [], {}, False, 0) else ""

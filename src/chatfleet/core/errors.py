@@ -73,6 +73,15 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class InvalidApiKey(ServingError):
+    """The API key is missing or wrong (401)."""
+
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"www-authenticate": "Bearer"})
+
+
 class ModelNotFound(ServingError):
     """No such model here (404). The message names what is served."""
 
@@ -109,6 +118,12 @@ class UnsupportedMediaType(ServingError):
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
+class Misdirected(ServingError):
+    """The Host header names another server (421)."""
+
+    status, type, code = 421, "invalid_request_error", "unknown_host"
+
+
 class QueueFull(ServingError):
     """Too many requests wait already (429)."""
 
@@ -131,6 +146,21 @@ class EngineUnavailable(ServingError):
     """The engine is starting, restarting or gone (503)."""
 
     status, type, code = 503, "server_error", "engine_unavailable"
+
+
+class NoWorker(ServingError):
+    """The model is known, and no worker of it is there now (503)."""
+
+    status, type, code = 503, "server_error", "no_worker_available"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"retry-after": "2"})
+
+
+class WorkerFailed(ServingError):
+    """A worker could not be reached, broke off, or did not speak HTTP (502)."""
+
+    status, type, code = 502, "server_error", "worker_failed"
 
 
 class ShuttingDown(ServingError):

@@ -1,13 +1,29 @@
 """Settings: one declaration each for flag, environment variable, default, bounds and help."""
 
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from chatfleet.core.errors import ConfigurationError
 
 ENV_PREFIX = "CHATFLEET_"
+
+
+class _Environment(EnvSettingsSource):
+    """Lists may be JSON, or their items separated by commas."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        if get_origin(field.annotation) is list and not value.lstrip().startswith("["):
+            return [item.strip() for item in value.split(",") if item.strip()]
+        return super().decode_complex_value(field_name, field, value)
 
 
 class Settings(BaseSettings):
@@ -16,6 +32,17 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, protected_namespaces=(), extra="forbid", frozen=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
 
     @classmethod
     def load(cls, **given: Any) -> Self:
@@ -28,11 +55,20 @@ class Settings(BaseSettings):
             wrong = exc.errors(include_url=False)[0]
             name = ".".join(map(str, wrong["loc"]))
             flag = "--" + name.replace("_", "-")
+            shown = "set to what it is" if cls._is_secret(name) else repr(wrong["input"])
             raise ConfigurationError(
-                f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {wrong['input']!r}: {wrong['msg']}."
+                f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {shown}: {wrong['msg']}."
             ) from exc
+
+    @classmethod
+    def _is_secret(cls, name: str) -> bool:
+        field = cls.model_fields.get(name.partition(".")[0])
+        return field is not None and "SecretStr" in str(field.annotation)
 
 
 def setting(default: Any, help_text: str, panel: str, *, flag: str | None = None, **bounds: Any) -> Any:
-    """A field of a Settings class. `flag` where the command-line name differs from the field's."""
+    """A field of a Settings class. `flag` where the command-line name differs from the field's.
+
+    A single secret has no flag: the command line of a process can be read by every user of the machine.
+    """
     return Field(default=default, description=help_text, json_schema_extra={"panel": panel, "flag": flag}, **bounds)

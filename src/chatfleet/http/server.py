@@ -3,13 +3,13 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httptools
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from chatfleet.core.errors import ConfigurationError, InvalidRequest
@@ -108,7 +108,14 @@ class JsonErrorProtocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals as it found them: SIGINT and SIGTERM end `serve`, not the process."""
+    """A server that leaves signals as it found them: SIGINT and SIGTERM end `serve`, not the process.
+
+    `on_stop` is called once, when the end begins: before what is running has finished.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -125,10 +132,13 @@ class Server(uvicorn.Server):
         """Finish what is running; at the second call, drop it."""
         if self.should_exit:
             self.force_exit = True
+        elif self._on_stop is not None:
+            self._on_stop()
         self.should_exit = True
 
 
-def make_server(app: FastAPI) -> Server:
+def make_server(app: ASGIApp, *, on_stop: Callable[[], None] | None = None, trusted_proxies: str = "") -> Server:
+    """`trusted_proxies` are the addresses and networks, comma-separated, whose X-Forwarded-* headers are believed."""
     config = uvicorn.Config(
         app,
         http=JsonErrorProtocol,
@@ -141,13 +151,22 @@ def make_server(app: FastAPI) -> Server:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
         backlog=BACKLOG,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
     )
-    return Server(config)
+    return Server(config, on_stop)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises ConfigurationError when the address cannot be had."""
+def listen(host: str, port: int, fd: int | None = None) -> socket.socket:
+    """A bound socket; port 0 takes a free one, and `fd` is one that the parent process has bound already.
+
+    Raises ConfigurationError when the address cannot be had.
+    """
     try:
+        if fd is not None:
+            inherited = socket.socket(fileno=fd)
+            inherited.setblocking(False)
+            return inherited
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -160,3 +179,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from exc
     listener.setblocking(False)
     return listener
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a client on this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, host)
+    return f"http://{f'[{reachable}]' if ':' in reachable.strip('[]') else reachable}:{port}"

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -13,11 +15,14 @@ from pydantic.json_schema import models_json_schema
 
 from chatfleet import __version__
 from chatfleet.engines.process import ProcessEngine
+from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import RequestMiddleware
-from chatfleet.http.server import listen, make_server
+from chatfleet.http.server import base_url, listen, make_server
+from chatfleet.http.trust import KeyGuard, Keys, LoopbackGuard
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.model_source import load_served_model
+from chatfleet.worker.registration import Membership
 from chatfleet.worker.routes import REQUEST_MODELS, make_router
 from chatfleet.worker.service import WorkerService
 from chatfleet.worker.settings import WorkerSettings
@@ -25,10 +30,16 @@ from chatfleet.worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 
-def create_app(service: WorkerService, *, strict: bool) -> FastAPI:
+def create_app(service: WorkerService, *, strict: bool, token: str | None, host: str) -> FastAPI:
+    """`token`, where given, is what every call must carry; without one, calls that a web page of another site could
+    make are refused, and `host` is known as this server's name beside those of loopback."""
     # /docs brings its own scripts: a host without the internet shows it too.
     app = FastAPIOffline(title="ChatFleet worker", version=__version__, redirect_slashes=False, redoc_url=None)
     app.include_router(make_router(service, strict=strict))
+    if token is None:
+        app.add_middleware(LoopbackGuard, host=host)
+    else:
+        app.add_middleware(KeyGuard, keys=Keys([token]))
     app.add_middleware(RequestMiddleware)
     install_error_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -50,32 +61,54 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[str, ...]], None]) -> None:
     """Serve until a signal. `announce(base_url, model_names)` is called once requests are answered.
 
-    The server listens while the model loads (/health is up, /ready is not). Raises ConfigurationError.
+    The server listens while the model loads (/health is up, /ready is not). The worker joins the fleet when it can
+    answer, and leaves it before its last requests finish. Raises ConfigurationError.
     """
+    token = settings.listening_token(settings.host)
     model = await asyncio.to_thread(load_served_model, settings)
     listener = listen(settings.host, settings.port)
-    engine = ProcessEngine(settings.engine_config(str(model.path) if model.path else None))
-    admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
-    service = WorkerService(model, engine, admission)
-    app = await asyncio.to_thread(create_app, service, strict=settings.strict)  # it looks for the files of /docs
-    server = make_server(app)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    starting = asyncio.create_task(service.start())
-    try:
-        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-            announce(base_url(settings.host, listener.getsockname()[1]), model.names)
-        await serving
-    finally:
-        starting.cancel()
-        server.stop()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(starting, serving, return_exceptions=True)
-        await engine.aclose()
+    port = listener.getsockname()[1]
+    async with new_session() as session:
+        engine = ProcessEngine(
+            settings.engine_config(str(model.path) if model.path else None),
+            on_ready_change=lambda _ready: membership.announce(),
+        )
+        admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
+        service = WorkerService(model, engine, admission)
+        url: str = settings.advertise_url or await asyncio.to_thread(
+            advertised_url, settings.host, port, settings.controller_urls
+        )
+        membership = Membership(session, settings.controller_urls, token, lambda: service.heartbeat(url))
+        app = await asyncio.to_thread(create_app, service, strict=settings.strict, token=token, host=settings.host)
+        leaving: list[asyncio.Task[None]] = []
+        server = make_server(app, on_stop=lambda: leaving.append(asyncio.create_task(membership.leave())))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        starting = asyncio.create_task(service.start())
+        try:
+            await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                membership.join()
+                announce(base_url(settings.host, port), model.names)
+            await serving
+        finally:
+            starting.cancel()
+            server.stop()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(starting, serving, *leaving, return_exceptions=True)
+            await engine.aclose()
 
 
-def base_url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a server that listens on `host`."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, host)
-    return f"http://{f'[{reachable}]' if ':' in reachable.strip('[]') else reachable}:{port}"
+def advertised_url(host: str, port: int, controller_urls: Sequence[str]) -> str:
+    """How others reach a server that listens on `host`: where that is every address, on the one that leads to the
+    first controller."""
+    if host in ("0.0.0.0", "::", "") and controller_urls:
+        controller = urlsplit(controller_urls[0])
+        with contextlib.suppress(OSError):
+            family, _, _, _, address = socket.getaddrinfo(controller.hostname, controller.port, type=socket.SOCK_DGRAM)[
+                0
+            ]
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(address)  # sends nothing
+                return base_url(probe.getsockname()[0], port)
+    return base_url(host, port)

@@ -101,9 +101,9 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> dict[str, str]:
-        """Requests can be answered."""
+        """Requests can be answered, and by which worker: another may have taken over its port."""
         require_ready()
-        return {"status": "ok"}
+        return {"status": "ok", "worker_id": service.worker_id}
 
     return router
 

@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 
 from chatfleet.chat.messages import template_messages, template_tools
 from chatfleet.core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound
+from chatfleet.core.fleet import Heartbeat, ModelInfo, WorkerInfo, WorkerLoad
 from chatfleet.engines.base import Capabilities, Engine, SamplingParams
 from chatfleet.protocol.chat import ChatMessage, Tool
 from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.generation import Generation, Job
 from chatfleet.worker.model_source import ServedModel
+from chatfleet.worker.registration import new_worker_id
 from chatfleet.worker.sampling import for_choice
 
 _COMPOSED_CHARS = 4  # normalising a text makes at most about this many characters one
@@ -27,6 +29,18 @@ class WorkerService:
         self.model = model
         self.engine = engine
         self.admission = admission
+        self.worker_id = new_worker_id()
+
+    def heartbeat(self, url: str) -> Heartbeat:
+        """What controllers are told of this worker, which is reached at `url`."""
+        context_length = self.capabilities.context_length if self.engine.ready else None
+        models = tuple(
+            ModelInfo(id=name, created=self.model.created, context_length=context_length) for name in self.model.names
+        )
+        return Heartbeat(
+            worker=WorkerInfo(worker_id=self.worker_id, url=url, models=models, ready=self.engine.ready),
+            load=WorkerLoad(running=self.admission.running, waiting=self.admission.waiting),
+        )
 
     async def start(self) -> None:
         """Start the engine and check that it suits the model. Raises ConfigurationError."""

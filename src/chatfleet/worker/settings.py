@@ -5,16 +5,17 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from chatfleet.core.access import FleetMember
+from chatfleet.core.fleet import BaseUrl
 from chatfleet.core.settings import Settings, setting
 from chatfleet.engines.base import EngineConfig
 
 _MODEL, _NETWORK, _LIMITS, _SIMULATED = "Model", "Network", "Limits", "Simulated engine"
 
 
-class WorkerSettings(Settings):
-    model: str | None = setting(
-        None, "GGUF file, OpenVINO IR folder or Hugging Face id. Without it: the bundled model.", _MODEL
-    )
+class EngineSettings(Settings):
+    """What a worker and `chatfleet serve` let one say of models and engines."""
+
     model_names: list[str] = setting([], "Name to serve it under; repeatable.", _MODEL, flag="--model-name")
     engine: Literal["openvino", "simulated"] = setting("openvino", "What runs the model.", _MODEL)
     revision: str | None = setting(None, "Branch, tag or commit on Hugging Face.", _MODEL)
@@ -23,8 +24,6 @@ class WorkerSettings(Settings):
     chat_template_kwargs: dict[str, Any] = setting({}, "JSON object of variables for the template.", _MODEL)
     device: str = setting("auto", "OpenVINO device: auto, CPU, GPU, ...", _MODEL)
     deterministic: bool = setting(False, "Compute in f32: the same tokens alone and batched.", _MODEL)
-    host: str = setting("127.0.0.1", "Address to listen on.", _NETWORK)
-    port: int = setting(21002, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
     context_length: int | None = setting(None, "Allow fewer tokens than the model can.", _LIMITS, ge=1)
     kv_cache_gb: float | None = setting(None, "Size of the KV cache; default: from free memory.", _LIMITS, gt=0)
     max_concurrency: int = setting(64, "Choices generated at once.", _LIMITS, ge=1, le=4096)
@@ -52,3 +51,14 @@ class WorkerSettings(Settings):
             sim_itl_ms=self.sim_itl_ms,
             sim_failure_rate=self.sim_failure_rate,
         )
+
+
+class WorkerSettings(EngineSettings, FleetMember):
+    model: str | None = setting(
+        None, "GGUF file, OpenVINO IR folder or Hugging Face id. Without it: the bundled model.", _MODEL
+    )
+    host: str = setting("127.0.0.1", "Address to listen on; beyond loopback only with a fleet token.", _NETWORK)
+    port: int = setting(21002, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
+    advertise_url: BaseUrl | None = setting(
+        None, "How gateways reach this worker. Default: found out from --host and the controller.", _NETWORK
+    )

@@ -1,0 +1,183 @@
+"""What the components of a fleet tell each other: workers, models, snapshots and the events of a watch.
+
+Fields that a component does not know are ignored, so that a fleet may be upgraded part by part.
+"""
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+
+HEARTBEAT_INTERVAL_S: Final = 5.0
+EXPIRY_S: Final = 15.0
+
+FLEET_PATH: Final = "/fleet"
+WORKERS_PATH: Final = f"{FLEET_PATH}/workers"
+SERVERS_PATH: Final = f"{FLEET_PATH}/servers"
+SNAPSHOT_PATH: Final = f"{FLEET_PATH}/snapshot"
+STATUS_PATH: Final = f"{FLEET_PATH}/status"
+WATCH_PATH: Final = f"{FLEET_PATH}/watch"
+
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,4096}")
+
+
+def _base_url(value: str) -> str:
+    """An http or https URL without query, fragment or user, and without a slash at the end."""
+    parts = urlsplit(value)
+    try:
+        port_is_right = parts.port is None or 0 < parts.port < 65536
+    except ValueError:
+        port_is_right = False
+    plain = not (parts.query or parts.fragment or parts.username or parts.password) and value.isprintable()
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right or not plain or " " in value:
+        raise ValueError("must be a URL such as http://10.0.0.2:21002")
+    return value.rstrip("/")
+
+
+def _header_safe(value: str) -> str:
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ValueError("must be printable ASCII without spaces")
+    return value
+
+
+BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
+WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+ModelId = Annotated[str, Field(min_length=1, max_length=512)]
+ApiKey = Annotated[str, AfterValidator(_header_safe)]
+WorkerKind = Literal["chatfleet", "openai"]
+GoneReason = Literal["deregistered", "expired", "replaced"]
+
+
+class FleetModel(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json().encode()
+
+
+class ModelInfo(FleetModel):
+    """A model as /v1/models shows it. `context_length` is in tokens, `created` is Unix time in seconds."""
+
+    id: ModelId
+    created: int = 0
+    owned_by: str = Field(default="chatfleet", max_length=512)
+    context_length: int | None = None
+
+
+class WorkerInfo(FleetModel):
+    """A worker as the gateways need it.
+
+    A worker of ours (`kind` "chatfleet") has a new `worker_id` in every process life; any other OpenAI-compatible
+    server ("openai") keeps its own over restarts, `api_key` is what it wants as a bearer token, and `allowed_fields`
+    are request fields that it may get beyond the ones we know. `models` is empty only while `ready` is false.
+    """
+
+    worker_id: WorkerId
+    url: BaseUrl
+    kind: WorkerKind = "chatfleet"
+    models: Annotated[tuple[ModelInfo, ...], Field(max_length=1024)]
+    ready: bool = True
+    api_key: ApiKey | None = Field(default=None, repr=False)
+    allowed_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
+
+
+class WorkerLoad(FleetModel):
+    """Choices in generation and in the queue of a worker."""
+
+    running: int = Field(default=0, ge=0)
+    waiting: int = Field(default=0, ge=0)
+
+
+class Heartbeat(FleetModel):
+    """Registration and sign of life in one: a controller that knows nothing of the worker learns all of it."""
+
+    worker: WorkerInfo
+    load: WorkerLoad = WorkerLoad()
+
+
+class Registration(FleetModel):
+    """A controller's answer to a heartbeat: who it is, and how often it wants the next one (seconds)."""
+
+    controller_id: str
+    epoch: int
+    heartbeat_interval_s: float = Field(gt=0)
+    expiry_s: float = Field(gt=0)
+
+
+class ServerRegistration(FleetModel):
+    """Any OpenAI-compatible server, as `chatfleet register` describes it.
+
+    Without `model_names` it serves all that its /v1/models lists, else those of them that are named.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    url: BaseUrl
+    model_names: Annotated[tuple[ModelId, ...], Field(max_length=1024)] = ()
+    api_key: ApiKey | None = Field(default=None, repr=False)
+    allowed_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
+
+
+class WorkerStatus(FleetModel):
+    """A worker for the eyes of a person: no key, and how long ago it was heard of (seconds).
+
+    `problem` says why it is not ready, where that is known.
+    """
+
+    worker_id: WorkerId
+    url: str
+    kind: WorkerKind
+    model_names: tuple[str, ...]
+    ready: bool
+    load: WorkerLoad
+    silent_s: float | None
+    problem: str | None = None
+
+
+class FleetStatus(FleetModel):
+    controller_id: str
+    epoch: int
+    version: int
+    uptime_s: float
+    workers: tuple[WorkerStatus, ...]
+
+
+class FleetSnapshot(FleetModel):
+    """All workers of one controller. `epoch` is new at each of its starts, `version` counts its changes from there;
+    within an epoch a worker that is silent for `expiry_s` is left out."""
+
+    type: Literal["snapshot"] = "snapshot"
+    controller_id: str
+    epoch: int
+    version: int
+    expiry_s: float
+    workers: tuple[WorkerInfo, ...]
+
+
+class WorkerChanged(FleetModel):
+    """A worker that is new, or different from before."""
+
+    type: Literal["changed"] = "changed"
+    version: int
+    worker: WorkerInfo
+
+
+class WorkerGone(FleetModel):
+    type: Literal["gone"] = "gone"
+    version: int
+    worker_id: WorkerId
+    reason: GoneReason
+
+
+class ControllerAlive(FleetModel):
+    """Nothing has changed; sent so that a silent connection is known to be dead."""
+
+    type: Literal["alive"] = "alive"
+    version: int
+
+
+FleetChange = WorkerChanged | WorkerGone
+FleetEvent = Annotated[FleetSnapshot | WorkerChanged | WorkerGone | ControllerAlive, Field(discriminator="type")]
+FLEET_EVENT: Final[TypeAdapter[FleetEvent]] = TypeAdapter(FleetEvent)
+"""Reads one event of a watch. The first is a FleetSnapshot; versions then count up by one, else there is a gap."""

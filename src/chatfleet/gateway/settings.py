@@ -1,0 +1,86 @@
+"""How a gateway is set up."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import SecretStr, field_validator, model_validator
+
+from chatfleet.core.access import FleetMember, read_secret_file
+from chatfleet.core.errors import ConfigurationError
+from chatfleet.core.settings import Settings, setting
+
+_MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
+
+
+class EndpointSettings(Settings):
+    """What a gateway and `chatfleet serve` let one say of the endpoint that clients see."""
+
+    aliases: list[str] = setting(
+        [], "Another name for a model, as gpt-4o=chatfleet-tiny; repeatable.", _MODELS, flag="--alias"
+    )
+    default_model: str | None = setting(None, "The model of requests that name none.", _MODELS)
+    api_keys: list[SecretStr] = setting(
+        [], "Key that clients must send; repeatable. Better: a file, or CHATFLEET_API_KEYS.", _KEYS, flag="--api-key"
+    )
+    api_keys_file: Path | None = setting(None, "File with one key a line; # begins a comment.", _KEYS)
+    allowed_origins: list[str] = setting(["*"], "Origin of web pages that may call; repeatable.", _CORS)
+    allowed_methods: list[str] = setting(["*"], "Method that they may use; repeatable.", _CORS)
+    allowed_headers: list[str] = setting(["*"], "Header that they may send; repeatable.", _CORS)
+    allow_credentials: bool = setting(False, "Let them send cookies and authorization.", _CORS)
+    host: str = setting("127.0.0.1", "Address to listen on.", _NETWORK)
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
+    processes: int = setting(1, "Gateway processes that share the port.", _NETWORK, ge=1, le=256)
+    trusted_proxies: list[str] = setting(
+        [], "Address or network whose X-Forwarded-* headers are believed; repeatable.", _NETWORK, flag="--trusted-proxy"
+    )
+    access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
+    keep_alive_interval: float = setting(
+        15.0, "Seconds of silence in a stream after which a comment is sent.", _NETWORK, gt=0, le=3600
+    )
+
+    @field_validator("aliases")
+    @classmethod
+    def _pairs(cls, values: list[str]) -> list[str]:
+        for value in values:
+            name, _, model = value.partition("=")
+            if not name.strip() or not model.strip():
+                raise ValueError("write NAME=MODEL, such as gpt-4o=chatfleet-tiny")
+        return values
+
+    @model_validator(mode="after")
+    def _credentials_need_origins(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ConfigurationError(
+                "--allow-credentials with --allowed-origins '*' would let every web page act with its visitor's "
+                "credentials, and browsers refuse it. Name the origins: --allowed-origins https://app.example.com"
+            )
+        return self
+
+    def alias_map(self) -> dict[str, str]:
+        """Each alias and the model it stands for."""
+        return {name.strip(): model.strip() for name, _, model in (value.partition("=") for value in self.aliases)}
+
+    def keys(self) -> list[str]:
+        """All API keys, from options, environment and file; none means open. Raises ConfigurationError."""
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            lines = read_secret_file(self.api_keys_file, "--api-keys-file").splitlines()
+            keys += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            if not keys:
+                raise ConfigurationError(
+                    f"--api-keys-file: {self.api_keys_file} holds no key, which would leave the endpoint open. "
+                    "Write one key a line, or leave the option out."
+                )
+        for key in keys:
+            if not key.isascii() or not key.isprintable() or " " in key or not key:
+                raise ConfigurationError("An API key must be printable ASCII without spaces, and not empty.")
+        return keys
+
+
+class GatewaySettings(EndpointSettings, FleetMember):
+    fd: int | None = setting(None, "Listen on this inherited file descriptor, not on --host and --port.", _NETWORK)
+
+    @field_validator("controller_urls")
+    @classmethod
+    def _default_controller(cls, urls: list[str]) -> list[str]:
+        return urls or ["http://127.0.0.1:21001"]

@@ -1,0 +1,147 @@
+"""Calling a controller: what workers, gateways and the command line share."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from chatfleet.core.errors import ChatFleetError
+from chatfleet.core.fleet import (
+    FLEET_EVENT,
+    SERVERS_PATH,
+    STATUS_PATH,
+    WATCH_PATH,
+    WORKERS_PATH,
+    FleetEvent,
+    FleetModel,
+    FleetStatus,
+    Heartbeat,
+    Registration,
+    ServerRegistration,
+    WorkerStatus,
+)
+
+CALL_TIMEOUT_S: Final = 5.0
+MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+_MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class ControllerError(ChatFleetError):
+    """A controller could not be reached, or refused. The message says which, and why."""
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
+class ControllerClient:
+    """One controller. Every method raises ControllerError; none retries.
+
+    `session` is the caller's, and pools connections for all the controllers it is used for.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, token: str | None) -> None:
+        self.url = url
+        self._session = session
+        self._headers = bearer(token)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, token: str | None) -> AsyncIterator[Self]:
+        """A client with a session of its own, for a few calls."""
+        async with new_session() as session:
+            yield cls(session, url, token)
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> Registration:
+        path = f"{WORKERS_PATH}/{quote(heartbeat.worker.worker_id)}"
+        return await self._call("PUT", path, Registration, body=heartbeat)
+
+    async def deregister(self, worker_id: str) -> None:
+        await self._call("DELETE", f"{WORKERS_PATH}/{quote(worker_id)}", FleetModel)
+
+    async def register_server(self, registration: ServerRegistration) -> WorkerStatus:
+        """Returns once the server has been probed; raises when it is not OpenAI-compatible or does not answer."""
+        return await self._call("POST", SERVERS_PATH, WorkerStatus, body=registration, timeout_s=30)
+
+    async def unregister_server(self, url: str) -> None:
+        await self._call("DELETE", SERVERS_PATH, FleetModel, query={"url": url})
+
+    async def status(self) -> FleetStatus:
+        return await self._call("GET", STATUS_PATH, FleetStatus)
+
+    async def watch(self, silence_s: float) -> AsyncIterator[FleetEvent]:
+        """The fleet's events as they happen, the first a FleetSnapshot. Raises when the controller is silent for
+        `silence_s`, or ends the watch."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CALL_TIMEOUT_S, sock_read=silence_s)
+        try:
+            async with self._session.get(
+                self.url + WATCH_PATH, headers=self._headers, timeout=timeout, read_bufsize=MAX_EVENT_BYTES
+            ) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                async for line in response.content:
+                    if line.startswith(b"data: "):
+                        yield FLEET_EVENT.validate_json(line[len(b"data: ") :])
+        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+            raise self._failure(exc) from exc
+        raise ControllerError(f"The controller at {self.url} ended the watch.")
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        body: FleetModel | None = None,
+        query: dict[str, str] | None = None,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Answer:
+        headers = {**self._headers, "content-type": "application/json"}
+        try:
+            async with self._session.request(
+                method,
+                self.url + path,
+                params=query,
+                data=None if body is None else body.to_json(),
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                if response.status != 200:
+                    raise await self._refusal(response)
+                return answer.model_validate_json(await _bounded(response))
+        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+            raise self._failure(exc) from exc
+
+    def _failure(self, error: Exception) -> ControllerError:
+        if isinstance(error, ValidationError):
+            return ControllerError(f"{self.url} does not answer as a ChatFleet controller.")
+        words = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
+        return ControllerError(f"The controller at {self.url} does not answer: {words}.")
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ControllerError:
+        message: Any
+        try:
+            message = (await response.json(content_type=None))["error"]["message"]
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+            message = "its answer was not a ChatFleet controller's."
+        return ControllerError(f"The controller at {self.url} refused ({response.status}): {message}")
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    data = await response.content.read(_MAX_ANSWER_BYTES + 1)
+    while len(data) <= _MAX_ANSWER_BYTES and (more := await response.content.read(_MAX_ANSWER_BYTES)):
+        data += more
+    if len(data) > _MAX_ANSWER_BYTES:
+        raise ValueError("the answer is too large")
+    return data
+
+
+def new_session() -> aiohttp.ClientSession:
+    """A pool of connections between components: no cookies, no proxies from the environment."""
+    return aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=False)

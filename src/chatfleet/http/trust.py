@@ -1,0 +1,95 @@
+"""Who may call: bearer keys where there are any, and what protects a server without them from web pages."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chatfleet.core.access import is_loopback
+from chatfleet.core.errors import InvalidApiKey, InvalidRequest, Misdirected, UnsupportedMediaType
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+_JSON = "application/json"
+
+
+class Keys:
+    """Bearer keys, kept as hashes and compared in constant time."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def accept(self, key: str) -> bool:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        return any([hmac.compare_digest(digest, known) for known in self._digests])  # a list: no early end
+
+    def check(self, authorization: str | None) -> None:
+        """Raises InvalidApiKey unless the header's value is `Bearer` and one of the keys."""
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise InvalidApiKey("An API key is needed here. Send it as 'Authorization: Bearer KEY'.")
+        if not self.accept(key.strip()):
+            raise InvalidApiKey("The API key is not known here. Check the key, and that it is meant for this server.")
+
+
+class KeyGuard:
+    """Lets requests with a key pass; only `OPEN_PATHS` need none."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = Headers(scope=scope).getlist("authorization")
+            self._keys.check(given[0] if len(given) == 1 else None)
+        await self._app(scope, receive, send)
+
+
+class LoopbackGuard:
+    """For a server without keys: what a web page in a browser of this machine could send is refused.
+
+    The Host must be this machine's own (else a page's domain that is pointed at 127.0.0.1 would be same-origin), and
+    whatever may change something must say that it is JSON (a page cannot, without a CORS preflight).
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app = app
+        self._host = host.strip("[]").lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            headers = Headers(scope=scope)
+            name = host_name(headers.getlist("host"))
+            if not is_loopback(name) and name != self._host:
+                raise Misdirected(f"The Host {name[:128]!r} is not known here. Use 127.0.0.1 or localhost.")
+            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if scope["method"] not in _SAFE_METHODS and media_type != _JSON:
+                raise UnsupportedMediaType(f"Send JSON, with the content-type '{_JSON}'.")
+        await self._app(scope, receive, send)
+
+
+class SingleHost:
+    """Refuses requests without exactly one Host header (RFC 9112, 3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            count = sum(name == b"host" for name, _ in scope["headers"])
+            if count > 1 or (count == 0 and scope["http_version"] != "1.0"):
+                raise InvalidRequest(f"A request must have exactly one Host header; this one has {count}.")
+        await self._app(scope, receive, send)
+
+
+def host_name(values: list[str]) -> str:
+    """The Host without its port, lower case; empty unless there is exactly one."""
+    if len(values) != 1:
+        return ""
+    value = values[0].strip().lower()
+    if value.startswith("["):
+        return value[1:].partition("]")[0]
+    return value.partition(":")[0]

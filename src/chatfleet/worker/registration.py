@@ -1,0 +1,96 @@
+"""A worker's membership in the fleet: known to every controller, for as long as it lives."""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import aiohttp
+
+from chatfleet.core.fleet import Heartbeat, Registration
+from chatfleet.http.control import ControllerClient, ControllerError
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Waits after failures in a row; the last is that of all further ones. A controller that restarts is full again
+within about a second."""
+
+
+def new_worker_id() -> str:
+    return f"worker-{uuid.uuid4().hex[:16]}"
+
+
+def retry_delay_s(failures: int, rng: random.Random) -> float:
+    """How long to wait after so many failures in a row, with jitter: a fleet must not come back in step."""
+    return _RETRY_S[min(failures, len(_RETRY_S)) - 1] * rng.uniform(0.5, 1.0)
+
+
+class Membership:
+    """Sends heartbeats to all `controllers`, each at the pace it asks for; a change is told at once by `announce`.
+
+    `describe` gives the heartbeat to send now. A controller that does not answer is tried again until it does; one
+    that lost its memory learns everything from the next heartbeat.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        controller_urls: Sequence[str],
+        token: str | None,
+        describe: Callable[[], Heartbeat],
+    ) -> None:
+        self._clients = [ControllerClient(session, url, token) for url in controller_urls]
+        self._describe = describe
+        self._changed = {client.url: asyncio.Event() for client in self._clients}
+        self._rng = random.Random()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def join(self) -> None:
+        """Begin the heartbeats. Returns at once."""
+        self._tasks = [asyncio.create_task(self._keep_registered(client)) for client in self._clients]
+
+    def announce(self) -> None:
+        """Send a heartbeat now, because something has changed."""
+        for changed in self._changed.values():
+            changed.set()
+
+    async def leave(self) -> None:
+        """End the heartbeats and deregister everywhere, so that nobody sends requests from now on. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.gather(*map(self._deregister, self._clients))
+
+    async def _keep_registered(self, client: ControllerClient) -> None:
+        changed = self._changed[client.url]
+        known: Registration | None = None
+        failures = 0
+        while True:
+            changed.clear()
+            try:
+                registration = await client.heartbeat(self._describe())
+            except ControllerError as exc:
+                failures += 1
+                log = logger.warning if failures == 5 else logger.debug  # not while everything is starting
+                log("%s Requests go on; trying again until it answers.", exc)
+                await asyncio.sleep(retry_delay_s(failures, self._rng))
+                continue
+            if known is None or failures >= 5 or registration.epoch != known.epoch:
+                logger.info("registered with the controller at %s", client.url)
+            known, failures = registration, 0
+            try:
+                async with asyncio.timeout(registration.heartbeat_interval_s):
+                    await changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _deregister(self, client: ControllerClient) -> None:
+        try:
+            await client.deregister(self._describe().worker.worker_id)
+        except ControllerError as exc:
+            logger.warning("%s It will find out by itself.", exc)
