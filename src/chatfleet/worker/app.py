@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,10 +76,11 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
         )
         admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
         service = WorkerService(model, engine, admission)
-        url: str = settings.advertise_url or await asyncio.to_thread(
-            advertised_url, settings.host, port, settings.controller_urls
-        )
-        membership = Membership(session, settings.controller_urls, token, lambda: service.heartbeat(url))
+        url = settings.advertise_url
+        if url is None:
+            url = await asyncio.to_thread(advertised_url, settings.host, port, settings.controller_urls)
+        heartbeat = partial(service.heartbeat, url)
+        membership = Membership(session, settings.controller_urls, token, heartbeat)
         app = await asyncio.to_thread(create_app, service, strict=settings.strict, token=token, host=settings.host)
         leaving: list[asyncio.Task[None]] = []
         server = make_server(app, on_stop=lambda: leaving.append(asyncio.create_task(membership.leave())))
