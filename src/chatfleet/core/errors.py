@@ -3,7 +3,10 @@
 Source of the form and of the types and codes: OpenAI's API reference, "Error codes".
 """
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Final
+
+_SHOWN_MODELS: Final = 20
 
 
 class ChatFleetError(Exception):
@@ -21,9 +24,9 @@ class ServingError(ChatFleetError):
     fault (dotted and indexed, such as `messages[0].content`), `headers` go out with the response.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = None
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -36,6 +39,13 @@ class InvalidRequest(ServingError):
     """The request is malformed or out of range (400)."""
 
     status, type = 400, "invalid_request_error"
+
+
+def model_list(names: Iterable[str]) -> str:
+    """Model names as messages show them; many are cut short."""
+    quoted = [f"`{name}`" for name in names]
+    shown = ", ".join(quoted[:_SHOWN_MODELS])
+    return shown if len(quoted) <= _SHOWN_MODELS else f"{shown} and {len(quoted) - _SHOWN_MODELS} more"
 
 
 class UnsupportedParameter(InvalidRequest):
@@ -86,6 +96,9 @@ class ModelNotFound(ServingError):
     """No such model here (404). The message names what is served."""
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
+
+    def __init__(self, requested: str, served: Iterable[str]) -> None:
+        super().__init__(f"The model `{requested}` does not exist here. Served: {model_list(served)}.", param="model")
 
 
 class PathNotFound(ServingError):
@@ -161,6 +174,16 @@ class WorkerFailed(ServingError):
     """A worker could not be reached, broke off, or did not speak HTTP (502)."""
 
     status, type, code = 502, "server_error", "worker_failed"
+
+
+class WorkerRefused(ServingError):
+    """A worker's own error, passed on with the status and the codes that it gave."""
+
+    def __init__(
+        self, message: str, *, status: int, type: str, param: str | None, code: str | None, headers: dict[str, str]
+    ) -> None:
+        super().__init__(message, param=param, headers=headers)
+        self.status, self.type, self.code = status, type, code
 
 
 class ShuttingDown(ServingError):

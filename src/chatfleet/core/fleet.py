@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 HEARTBEAT_INTERVAL_S: Final = 5.0
 EXPIRY_S: Final = 15.0
+ALIVE_INTERVAL_S: Final = 2.0
+"""How often a watch says that nothing has changed."""
 
 FLEET_PATH: Final = "/fleet"
 WORKERS_PATH: Final = f"{FLEET_PATH}/workers"
@@ -122,7 +124,8 @@ class ServerRegistration(FleetModel):
 class WorkerStatus(FleetModel):
     """A worker for the eyes of a person: no key, and how long ago it was heard of (seconds).
 
-    `problem` says why it is not ready, where that is known.
+    `away` is a registered server that does not answer: it gets no requests until it does. `problem` is a sentence on
+    what is wrong, where that is known.
     """
 
     worker_id: WorkerId
@@ -130,6 +133,7 @@ class WorkerStatus(FleetModel):
     kind: WorkerKind
     model_names: tuple[str, ...]
     ready: bool
+    away: bool = False
     load: WorkerLoad
     silent_s: float | None
     problem: str | None = None

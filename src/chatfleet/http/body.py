@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from chatfleet.core.errors import (
@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_DEPTH = 64
 BODY_TIMEOUT_S = 60.0
 _JSON = "application/json"
-_OFF_LOOP_BYTES = 256 * 1024  # parsing this much takes over a millisecond
+OFF_LOOP_BYTES = 256 * 1024  # parsing this much takes over a millisecond
 
 _MAX_UNKNOWN_FIELDS = 256  # as many as are named to the client
 
@@ -32,6 +32,7 @@ _MAX_UNKNOWN_FIELDS = 256  # as many as are named to the client
 _NESTING = re.compile(rb'([\[{]++)|([\]}]++)|(?:"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)[^"\[\]{}]*+)++', re.DOTALL)
 
 Model = TypeVar("Model", bound=RequestModel)
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 async def read_body(request: Request) -> bytes:
@@ -80,10 +81,15 @@ def is_too_deep(body: bytes) -> bool:
     return False
 
 
-def validate_body(model: type[Model], body: bytes) -> Model:
-    """The body as `model`. Raises InvalidRequest with the field's path."""
+def check_depth(body: bytes) -> None:
+    """Raises InvalidRequest when the body nests too deep."""
     if is_too_deep(body):
         raise InvalidRequest(f"The request body nests deeper than {MAX_DEPTH} levels.")
+
+
+def validate_body(model: type[AnyModel], body: bytes) -> AnyModel:
+    """The body as `model`. Raises InvalidRequest with the field's path."""
+    check_depth(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as exc:
@@ -102,7 +108,7 @@ def _validated(model: type[Model], body: bytes) -> tuple[Model, list[str]]:
 async def parse_body(request: Request, model: type[Model], *, strict: bool) -> Model:
     """Read and validate. Fields nobody knows are left in `request.state.ignored`, or refused under `strict`."""
     body = await read_body(request)
-    if len(body) > _OFF_LOOP_BYTES:
+    if len(body) > OFF_LOOP_BYTES:
         parsed, unknown = await asyncio.to_thread(_validated, model, body)
     else:
         parsed, unknown = _validated(model, body)

@@ -1,7 +1,8 @@
 """Calling a controller: what workers, gateways and the command line share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -28,6 +29,9 @@ from chatfleet.core.fleet import (
 CALL_TIMEOUT_S: Final = 5.0
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+_RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Waits after failures in a row; the last is that of all further ones. A controller that restarts is full again
+within about a second."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -75,7 +79,7 @@ class ControllerClient:
     async def status(self) -> FleetStatus:
         return await self._call("GET", STATUS_PATH, FleetStatus)
 
-    async def watch(self, silence_s: float) -> AsyncIterator[FleetEvent]:
+    async def watch(self, silence_s: float) -> AsyncGenerator[FleetEvent, None]:
         """The fleet's events as they happen, the first a FleetSnapshot. Raises when the controller is silent for
         `silence_s`, or ends the watch."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CALL_TIMEOUT_S, sock_read=silence_s)
@@ -114,7 +118,7 @@ class ControllerClient:
             ) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
-                return answer.model_validate_json(await _bounded(response))
+                return answer.model_validate_json(await read_bounded(response, _MAX_ANSWER_BYTES))
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise self._failure(exc) from exc
 
@@ -133,15 +137,27 @@ class ControllerClient:
         return ControllerError(f"The controller at {self.url} refused ({response.status}): {message}")
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    data = await response.content.read(_MAX_ANSWER_BYTES + 1)
-    while len(data) <= _MAX_ANSWER_BYTES and (more := await response.content.read(_MAX_ANSWER_BYTES)):
+class AnswerTooLarge(ValueError):
+    """An answer is over its bound."""
+
+
+async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """The whole body. Raises AnswerTooLarge as soon as it is over `max_bytes`, and what aiohttp raises."""
+    data = await response.content.read(max_bytes + 1)
+    while len(data) <= max_bytes and (more := await response.content.read(max_bytes)):
         data += more
-    if len(data) > _MAX_ANSWER_BYTES:
-        raise ValueError("the answer is too large")
+    if len(data) > max_bytes:
+        raise AnswerTooLarge(f"the answer is larger than {max_bytes} bytes")
     return data
 
 
-def new_session() -> aiohttp.ClientSession:
+def retry_delay_s(failures: int, rng: random.Random) -> float:
+    """How long to wait after so many failures in a row, with jitter: a fleet must not come back in step."""
+    return _RETRY_S[min(failures, len(_RETRY_S)) - 1] * rng.uniform(0.5, 1.0)
+
+
+def new_session(connector: aiohttp.BaseConnector | None = None) -> aiohttp.ClientSession:
     """A pool of connections between components: no cookies, no proxies from the environment."""
-    return aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=False)
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=False
+    )

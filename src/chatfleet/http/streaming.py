@@ -1,9 +1,9 @@
 """Work that ends when its client goes away, and event streams that own what they stream."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -47,8 +47,18 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+class EventSource(Protocol):
+    """Whole server-sent events, one or several at a time. `aclose` is idempotent and frees what is behind them."""
+
+    def __anext__(self) -> Awaitable[bytes]: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
+
+
 class EventStreamResponse(Response):
-    """Server-sent events from a generator, closed on success, error and disconnect alike.
+    """Server-sent events from a source, closed on success, error and disconnect alike.
 
     Made by `open`, which reads the first event while there can still be a real HTTP status. An error
     later goes out as one `data:` event with the error object, then the stream ends without [DONE].
@@ -56,7 +66,7 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, events: EventSource) -> None:
         self._first = first
         self._events = events
         self.status_code = 200
@@ -66,8 +76,8 @@ class EventStreamResponse(Response):
         self.raw_headers = [header for header in self.raw_headers if header[0] != b"content-length"]
 
     @classmethod
-    async def open(cls, receive: Receive, events: AsyncGenerator[bytes, None]) -> "EventStreamResponse":
-        """Raises what the generator raises before its first event, and ClientDisconnect."""
+    async def open(cls, receive: Receive, events: EventSource) -> "EventStreamResponse":
+        """Raises what the source raises before its first event, and ClientDisconnect."""
         try:
             first = await until_disconnect(receive, _next(events))
         except BaseException:
@@ -102,5 +112,5 @@ class EventStreamResponse(Response):
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
-    return await anext(events)
+async def _next(events: EventSource) -> bytes:
+    return await events.__anext__()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_BIASES = 1024
+MAX_MODEL_CHARS = 512
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -73,7 +74,7 @@ class StreamOptions(RequestModel):
 class SamplingFields(RequestModel):
     """Sampling as both completion APIs take it. None is "as the API's default"."""
 
-    model: str | None = Field(default=None, max_length=512)
+    model: str | None = Field(default=None, max_length=MAX_MODEL_CHARS)
     n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from chatfleet.protocol.common import EmbeddingUsage, RequestModel, TokenIds, WireModel
+from chatfleet.protocol.common import MAX_MODEL_CHARS, EmbeddingUsage, RequestModel, TokenIds, WireModel
 
 MAX_INPUTS = 2048
 
@@ -19,7 +19,7 @@ class EmbeddingRequest(RequestModel):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     )
-    model: str | None = Field(default=None, max_length=512)
+    model: str | None = Field(default=None, max_length=MAX_MODEL_CHARS)
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None

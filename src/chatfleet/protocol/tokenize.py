@@ -5,13 +5,13 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from chatfleet.protocol.chat import ChatMessage, Tool
-from chatfleet.protocol.common import RequestModel, TokenIds, WireModel
+from chatfleet.protocol.common import MAX_MODEL_CHARS, RequestModel, TokenIds, WireModel
 
 
 class TokenizeRequest(RequestModel):
     """A prompt, or messages as the chat template renders them."""
 
-    model: str | None = Field(default=None, max_length=512)
+    model: str | None = Field(default=None, max_length=MAX_MODEL_CHARS)
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=4096)
     tools: list[Tool] | None = Field(default=None, max_length=128)
@@ -34,7 +34,7 @@ class TokenizeResponse(WireModel):
 
 
 class DetokenizeRequest(RequestModel):
-    model: str | None = Field(default=None, max_length=512)
+    model: str | None = Field(default=None, max_length=MAX_MODEL_CHARS)
     tokens: TokenIds
 
 

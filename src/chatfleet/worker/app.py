@@ -6,25 +6,21 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from fastapi_offline import FastAPIOffline
-from pydantic.json_schema import models_json_schema
 
-from chatfleet import __version__
 from chatfleet.engines.process import ProcessEngine
 from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import RequestMiddleware
+from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import KeyGuard, Keys, LoopbackGuard
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.model_source import load_served_model
 from chatfleet.worker.registration import Membership
-from chatfleet.worker.routes import REQUEST_MODELS, make_router
+from chatfleet.worker.routes import make_router
 from chatfleet.worker.service import WorkerService
 from chatfleet.worker.settings import WorkerSettings
 
@@ -34,8 +30,7 @@ logger = logging.getLogger(__name__)
 def create_app(service: WorkerService, *, strict: bool, token: str | None, host: str) -> FastAPI:
     """`token`, where given, is what every call must carry; without one, calls that a web page of another site could
     make are refused, and `host` is known as this server's name beside those of loopback."""
-    # /docs brings its own scripts: a host without the internet shows it too.
-    app = FastAPIOffline(title="ChatFleet worker", version=__version__, redirect_slashes=False, redoc_url=None)
+    app = documented_app("ChatFleet worker")
     app.include_router(make_router(service, strict=strict))
     if token is None:
         app.add_middleware(LoopbackGuard, host=host)
@@ -43,20 +38,7 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
         app.add_middleware(KeyGuard, keys=Keys([token]))
     app.add_middleware(RequestMiddleware)
     install_error_handlers(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description plus the request bodies that the handlers parse themselves."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        _, definitions = models_json_schema(
-            [(model, "validation") for model in REQUEST_MODELS], ref_template="#/components/schemas/{model}"
-        )
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-        app.openapi_schema = schema
-    return app.openapi_schema
 
 
 async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[str, ...]], None]) -> None:

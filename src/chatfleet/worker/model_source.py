@@ -44,15 +44,32 @@ def load_served_model(settings: WorkerSettings) -> ServedModel:
 
     Raises ConfigurationError saying what to do.
     """
+    name = default_name(settings.model, settings.engine)
     if settings.engine == "simulated":
-        name = settings.model or SIMULATED_MODEL
         return _served(settings, name, None, ByteTokenizer(), chosen_template("chatml"), {})
     if settings.model is None:
-        return _from_gguf(settings, BUNDLED_MODEL, bundled_model_path())
-    path = Path(settings.model).expanduser()
-    if path.exists() or settings.model.startswith((".", "/", "~")) or settings.model.endswith(".gguf"):
-        return _from_path(settings, path.name.removesuffix(".gguf"), path)
-    return _from_path(settings, settings.model, download(settings.model, settings.revision, settings.quantization))
+        return _from_gguf(settings, name, bundled_model_path())
+    path = _local_path(settings.model)
+    if path is None:
+        path = download(settings.model, settings.revision, settings.quantization)
+    return _from_path(settings, name, path)
+
+
+def default_name(model: str | None, engine: str) -> str:
+    """What a model is served under when it is given no name."""
+    if engine == "simulated":
+        return model or SIMULATED_MODEL
+    if model is None:
+        return BUNDLED_MODEL
+    path = _local_path(model)
+    return model if path is None else path.absolute().name.removesuffix(".gguf")
+
+
+def _local_path(model: str) -> Path | None:
+    """Where the model lies on this machine, if that is meant; None for a Hugging Face id."""
+    path = Path(model).expanduser()
+    is_path = path.exists() or model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    return path if is_path else None
 
 
 def _from_path(settings: WorkerSettings, name: str, path: Path) -> ServedModel:

@@ -5,27 +5,17 @@ import logging
 import random
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import aiohttp
 
 from chatfleet.core.fleet import Heartbeat, Registration
-from chatfleet.http.control import ControllerClient, ControllerError
+from chatfleet.http.control import ControllerClient, ControllerError, retry_delay_s
 
 logger = logging.getLogger(__name__)
-
-_RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Waits after failures in a row; the last is that of all further ones. A controller that restarts is full again
-within about a second."""
 
 
 def new_worker_id() -> str:
     return f"worker-{uuid.uuid4().hex[:16]}"
-
-
-def retry_delay_s(failures: int, rng: random.Random) -> float:
-    """How long to wait after so many failures in a row, with jitter: a fleet must not come back in step."""
-    return _RETRY_S[min(failures, len(_RETRY_S)) - 1] * rng.uniform(0.5, 1.0)
 
 
 class Membership:

@@ -9,9 +9,10 @@ from starlette.responses import Response
 from chatfleet.chat.text import decode
 from chatfleet.core.errors import EngineUnavailable
 from chatfleet.http.body import Model, parse_body
+from chatfleet.http.openapi import ERROR_RESPONSES, body_of
 from chatfleet.http.streaming import EventStreamResponse, until_disconnect
 from chatfleet.protocol.chat import ChatCompletion, ChatCompletionRequest
-from chatfleet.protocol.common import ErrorResponse, ModelCard, ModelList, WireModel
+from chatfleet.protocol.common import ModelCard, ModelList, WireModel
 from chatfleet.protocol.completions import Completion, CompletionRequest
 from chatfleet.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from chatfleet.protocol.tokenize import (
@@ -29,13 +30,7 @@ from chatfleet.worker.service import WorkerService, off_loop
 
 def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
     """Every path of a worker. `strict` refuses request fields that nobody knows."""
-    router = APIRouter(
-        responses={
-            400: {"model": ErrorResponse},
-            404: {"model": ErrorResponse},
-            503: {"model": ErrorResponse},
-        }
-    )
+    router = APIRouter(responses=ERROR_RESPONSES)
 
     async def parse(request: Request, model: type[Model]) -> Model:
         parsed = await parse_body(request, model, strict=strict)
@@ -51,17 +46,17 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
             return await EventStreamResponse.open(request.receive, call.stream())
         return await json_response(request, call.whole())
 
-    @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=_body(ChatCompletionRequest))
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=body_of(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
         body = await parse(request, ChatCompletionRequest)
         return await respond(request, body.stream, ChatCompletions(service, body))
 
-    @router.post("/v1/completions", response_model=Completion, openapi_extra=_body(CompletionRequest))
+    @router.post("/v1/completions", response_model=Completion, openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         body = await parse(request, CompletionRequest)
         return await respond(request, body.stream, Completions(service, body))
 
-    @router.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=_body(EmbeddingRequest))
+    @router.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         body = await parse(request, EmbeddingRequest)
         return await json_response(request, create_embeddings(service, body))
@@ -75,7 +70,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         name = service.model_name(model)
         return next(card for card in service.model_cards() if card.id == name)
 
-    @router.post("/v1/tokenize", response_model=TokenizeResponse, openapi_extra=_body(TokenizeRequest))
+    @router.post("/v1/tokenize", response_model=TokenizeResponse, openapi_extra=body_of(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         body = await parse(request, TokenizeRequest)
         service.model_name(body.model)
@@ -86,7 +81,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
             tokens = await service.encode(prompt, add_special_tokens=False)
         return await off_loop(len(tokens), lambda: _json(_tokenized(service, tokens, body.return_token_strs)))
 
-    @router.post("/v1/detokenize", response_model=DetokenizeResponse, openapi_extra=_body(DetokenizeRequest))
+    @router.post("/v1/detokenize", response_model=DetokenizeResponse, openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         body = await parse(request, DetokenizeRequest)
         service.model_name(body.model)
@@ -123,19 +118,3 @@ def _tokenized(service: WorkerService, tokens: list[int], with_texts: bool) -> T
 
 def _json(response: WireModel) -> Response:
     return Response(response.to_json(), media_type="application/json")
-
-
-def _body(model: type[Model]) -> dict[str, Any]:
-    """The OpenAPI entry of a request body that we parse ourselves; `app` adds the schema it refers to."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-REQUEST_MODELS = (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-    DetokenizeRequest,
-)
-"""Request bodies that the OpenAPI description must define."""

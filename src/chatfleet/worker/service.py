@@ -61,8 +61,7 @@ class WorkerService:
         if requested is None:
             return self.model.names[0]
         if requested not in self.model.names:
-            served = ", ".join(f"`{name}`" for name in self.model.names)
-            raise ModelNotFound(f"The model `{requested}` does not exist here. Served: {served}.", param="model")
+            raise ModelNotFound(requested, self.model.names)
         return requested
 
     def model_cards(self) -> list[ModelCard]:

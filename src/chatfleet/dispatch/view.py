@@ -1,0 +1,191 @@
+"""What a gateway knows of the fleet: the merged word of all controllers, and what it does when they fall silent.
+
+Pure: no clock and no sockets. Times are monotonic seconds that the caller gives.
+
+A worker goes by its own deregistration, or when every controller that knew it has been without it for long enough
+and it does not answer a probe of the gateway's own. So a controller that restarts empty empties nobody.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from chatfleet.core.fleet import (
+    ControllerAlive,
+    FleetEvent,
+    FleetSnapshot,
+    ModelInfo,
+    WorkerChanged,
+    WorkerGone,
+    WorkerInfo,
+)
+
+REPROBE_S: Final = 5.0
+MODEL_MEMORY_S: Final = 3600.0
+"""How long a model without workers is "unavailable", before it is "unknown"."""
+
+_MAX_DEPARTED: Final = 10_000
+
+
+class Gap(Exception):
+    """Events are missing: the watch must begin again, with a snapshot."""
+
+
+class Worker:
+    """A worker in the view, and how many requests of this gateway it has."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self.info = info
+        self.in_flight = 0
+        self.doubts: dict[str, float | None] = {}
+        """By controller that has known it: None while it does, else when its absence begins to count."""
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Counts a request for as long as it runs."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def doubtful_from(self) -> float | None:
+        """When it may be probed for its life; None while a controller vouches for it."""
+        latest = 0.0
+        for absent_from in self.doubts.values():
+            if absent_from is None:
+                return None
+            latest = max(latest, absent_from)
+        return latest
+
+
+class FleetView:
+    """Every known worker, and those that can be chosen, by model."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._by_model: dict[str, list[Worker]] = {}
+        self._positions: dict[str, tuple[str, int, int]] = {}  # by source: controller id, epoch, version
+        self._departed: dict[str, None] = {}  # deregistered ids, which another controller may still name
+        self._left_at: dict[str, float] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether any controller has told of the fleet yet."""
+        return bool(self._positions)
+
+    def models(self) -> dict[str, ModelInfo]:
+        """The models that can be asked now, by name in alphabetical order."""
+        return {
+            name: next(model for model in workers[0].info.models if model.id == name)
+            for name, workers in sorted(self._by_model.items())
+        }
+
+    def workers_of(self, model: str) -> list[Worker]:
+        """The workers that can be asked for a model now."""
+        return self._by_model.get(model, [])
+
+    def serves(self, model: str) -> bool:
+        return model in self._by_model
+
+    def served_lately(self, model: str, now: float) -> bool:
+        """Whether a model has lost its last worker, and not long ago."""
+        left_at = self._left_at.get(model)
+        return left_at is not None and now - left_at < MODEL_MEMORY_S
+
+    def apply(self, source: str, event: FleetEvent, now: float) -> None:
+        """Take in an event of the controller at `source`. Raises Gap when one before it is missing."""
+        if isinstance(event, FleetSnapshot):
+            self._take_snapshot(source, event, now)
+        else:
+            self._advance(source, event)
+            if isinstance(event, WorkerChanged):
+                self._vouch(source, event.worker)
+            elif isinstance(event, WorkerGone):
+                self._take_leave(source, event, now)
+        self._index(now)
+
+    def doubtful(self, now: float) -> list[Worker]:
+        """The workers to probe now."""
+        return [
+            worker for worker in self._workers.values() if (due := worker.doubtful_from()) is not None and due <= now
+        ]
+
+    def next_doubt(self) -> float | None:
+        """When `doubtful` has something next."""
+        return min(
+            (due for worker in self._workers.values() if (due := worker.doubtful_from()) is not None), default=None
+        )
+
+    def probed(self, worker: Worker, *, alive: bool, now: float) -> None:
+        """The outcome of a probe. A controller may have spoken for the worker meanwhile: then it stays."""
+        if worker.doubtful_from() is None:
+            return
+        if alive:
+            worker.doubts = dict.fromkeys(worker.doubts, now + REPROBE_S)
+        else:
+            self._workers.pop(worker.info.worker_id, None)
+            self._index(now)
+
+    def _advance(self, source: str, event: WorkerChanged | WorkerGone | ControllerAlive) -> None:
+        if source not in self._positions:
+            raise Gap
+        controller_id, epoch, version = self._positions[source]
+        expected = version if isinstance(event, ControllerAlive) else version + 1
+        if event.version != expected:
+            raise Gap
+        self._positions[source] = controller_id, epoch, event.version
+
+    def _take_snapshot(self, source: str, snapshot: FleetSnapshot, now: float) -> None:
+        before = self._positions.get(source)
+        is_new_epoch = before is None or before[:2] != (snapshot.controller_id, snapshot.epoch)
+        self._positions[source] = snapshot.controller_id, snapshot.epoch, snapshot.version
+        for info in snapshot.workers:
+            self._vouch(source, info)
+        named = {info.worker_id for info in snapshot.workers}
+        for worker_id, worker in self._workers.items():
+            if worker_id in named or source not in worker.doubts:
+                continue
+            if is_new_epoch:
+                worker.doubts[source] = now + snapshot.expiry_s
+            elif worker.doubts[source] is None:
+                worker.doubts[source] = now
+
+    def _vouch(self, source: str, info: WorkerInfo) -> None:
+        if info.worker_id in self._departed:
+            return
+        worker = self._workers.get(info.worker_id)
+        if worker is None:
+            worker = self._workers[info.worker_id] = Worker(info)
+        worker.info = info
+        worker.doubts[source] = None
+
+    def _take_leave(self, source: str, gone: WorkerGone, now: float) -> None:
+        worker = self._workers.get(gone.worker_id)
+        if worker is None or source not in worker.doubts:
+            return
+        if gone.reason == "expired":
+            worker.doubts[source] = now
+        elif worker.info.kind == "chatfleet":  # its own word, whatever other controllers still believe
+            del self._workers[gone.worker_id]
+            self._departed[gone.worker_id] = None
+            if len(self._departed) > _MAX_DEPARTED:
+                del self._departed[next(iter(self._departed))]
+        else:
+            del worker.doubts[source]
+            if not worker.doubts:
+                del self._workers[gone.worker_id]
+
+    def _index(self, now: float) -> None:
+        before = self._by_model
+        self._by_model = {}
+        for worker in self._workers.values():
+            if worker.info.ready:
+                for model in worker.info.models:
+                    self._by_model.setdefault(model.id, []).append(worker)
+        self._left_at.update(dict.fromkeys(before.keys() - self._by_model.keys(), now))
+        self._left_at = {
+            name: left_at
+            for name, left_at in self._left_at.items()
+            if name not in self._by_model and now - left_at < MODEL_MEMORY_S
+        }

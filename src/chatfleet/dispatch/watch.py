@@ -1,0 +1,109 @@
+"""Keeps a FleetView true: watches every controller, and probes the workers that none vouches for."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import aiohttp
+
+from chatfleet.core.fleet import ALIVE_INTERVAL_S
+from chatfleet.dispatch.view import FleetView, Gap, Worker
+from chatfleet.http.control import ControllerClient, ControllerError, bearer, retry_delay_s
+
+logger = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S: Final = 5.0
+_SILENCE_S: Final = 5 * ALIVE_INTERVAL_S
+_WARN_AFTER: Final = 5  # failures in a row: while everything starts, a few are as it should be
+
+
+class FleetWatch:
+    """Runs between `start` and `aclose`. `on_change` is called after every change of the view."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        controller_urls: Sequence[str],
+        token: str | None,
+        view: FleetView,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._token = token
+        self._clients = [ControllerClient(session, url, token) for url in controller_urls]
+        self._view = view
+        self._on_change = on_change
+        self._rng = random.Random()
+        self._view_changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._follow(client)) for client in self._clients]
+        self._tasks.append(asyncio.create_task(self._probe_doubtful()))
+
+    async def aclose(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, client: ControllerClient) -> None:
+        failures = 0
+        while True:
+            try:
+                async with aclosing(client.watch(_SILENCE_S)) as events:
+                    async for event in events:
+                        if failures >= _WARN_AFTER:
+                            logger.info("the controller at %s is back", client.url)
+                        failures = 0
+                        self._view.apply(client.url, event, time.monotonic())
+                        self._changed()
+            except Gap:
+                logger.warning("events of the controller at %s are missing; asking for all of it", client.url)
+            except ControllerError as exc:
+                failures += 1
+                if failures == _WARN_AFTER:
+                    logger.warning("%s Going on with what is known of the fleet; trying again until it answers.", exc)
+            await asyncio.sleep(retry_delay_s(max(failures, 1), self._rng))
+
+    def _changed(self) -> None:
+        self._view_changed.set()
+        self._on_change()
+
+    async def _probe_doubtful(self) -> None:
+        while True:
+            self._view_changed.clear()
+            due = self._view.next_doubt()
+            try:
+                async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                    await self._view_changed.wait()
+            except TimeoutError:
+                await asyncio.gather(*map(self._probe, self._view.doubtful(time.monotonic())))
+
+    async def _probe(self, worker: Worker) -> None:
+        alive = await self._is_alive(worker)
+        if not alive:
+            logger.warning("the worker %s at %s is gone", worker.info.worker_id, worker.info.url)
+        self._view.probed(worker, alive=alive, now=time.monotonic())
+        self._on_change()
+
+    async def _is_alive(self, worker: Worker) -> bool:
+        """Whether this very worker answers; a new one on its port is another one."""
+        info = worker.info
+        is_ours = info.kind == "chatfleet"
+        url = info.url + ("/ready" if is_ours else "/v1/models")
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        headers = bearer(self._token if is_ours else info.api_key)
+        try:
+            async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
+                if not is_ours:
+                    return response.status == 200
+                if response.status == 503:  # alive, its engine restarting
+                    return True
+                answer = await response.json(content_type=None)
+                return response.status == 200 and bool(answer.get("worker_id") == info.worker_id)
+        except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError):
+            return False

@@ -1,0 +1,76 @@
+"""The gateway's paths."""
+
+from typing import Final, NamedTuple
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from chatfleet.gateway.models import ModelNames
+from chatfleet.gateway.relay import Relay
+from chatfleet.http.openapi import ERROR_RESPONSES, body_of
+from chatfleet.protocol.chat import ChatCompletion, ChatCompletionRequest
+from chatfleet.protocol.common import ModelCard, ModelList, RequestModel, WireModel
+from chatfleet.protocol.completions import Completion, CompletionRequest
+from chatfleet.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
+from chatfleet.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+
+
+class Endpoint(NamedTuple):
+    """A path that workers answer; `aliases` are other paths for the same."""
+
+    path: str
+    request: type[RequestModel]
+    response: type[WireModel]
+    aliases: tuple[str, ...] = ()
+
+
+ENDPOINTS: Final = (
+    Endpoint("/v1/chat/completions", ChatCompletionRequest, ChatCompletion, aliases=("/",)),
+    Endpoint("/v1/completions", CompletionRequest, Completion),
+    Endpoint("/v1/embeddings", EmbeddingRequest, EmbeddingResponse),
+    Endpoint("/v1/tokenize", TokenizeRequest, TokenizeResponse),
+    Endpoint("/v1/detokenize", DetokenizeRequest, DetokenizeResponse),
+)
+
+
+def make_router(names: ModelNames, relay: Relay) -> APIRouter:
+    router = APIRouter(responses=ERROR_RESPONSES)
+
+    def add(endpoint: Endpoint, path: str) -> None:
+        async def answer(request: Request) -> Response:
+            return await relay.relay(request, endpoint.path)
+
+        name = endpoint.path.removeprefix("/v1/").replace("/", "_")
+        router.add_api_route(
+            path,
+            answer,
+            methods=["POST"],
+            name=name if path == endpoint.path else f"{name}_alias",
+            response_model=endpoint.response,
+            openapi_extra=body_of(endpoint.request),
+        )
+
+    for endpoint in ENDPOINTS:
+        for path in (endpoint.path, *endpoint.aliases):
+            add(endpoint, path)
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(object="list", data=names.cards())
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelCard:
+        return names.card(model)
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """At least one model can be asked."""
+        names.require_models()
+        return {"status": "ok"}
+
+    return router

@@ -1,0 +1,258 @@
+"""What a gateway believes of the fleet, event by event."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from chatfleet.core.fleet import (
+    ControllerAlive,
+    FleetSnapshot,
+    GoneReason,
+    ModelInfo,
+    WorkerChanged,
+    WorkerGone,
+    WorkerInfo,
+    WorkerKind,
+)
+from chatfleet.dispatch.view import MODEL_MEMORY_S, REPROBE_S, FleetView, Gap
+
+A, B = "http://a:21001", "http://b:21001"
+EXPIRY_S = 15.0
+
+
+def info(worker_id: str, *models: str, ready: bool = True, kind: WorkerKind = "chatfleet") -> WorkerInfo:
+    names = models or ("m",)
+    return WorkerInfo(
+        worker_id=worker_id,
+        url=f"http://{worker_id}:1",
+        kind=kind,
+        models=tuple(ModelInfo(id=name) for name in names),
+        ready=ready,
+    )
+
+
+def snapshot(*workers: WorkerInfo, epoch: int = 1, version: int = 0, controller_id: str = "c") -> FleetSnapshot:
+    return FleetSnapshot(
+        controller_id=controller_id, epoch=epoch, version=version, expiry_s=EXPIRY_S, workers=tuple(workers)
+    )
+
+
+def gone(version: int, worker_id: str, reason: GoneReason) -> WorkerGone:
+    return WorkerGone(version=version, worker_id=worker_id, reason=reason)
+
+
+def view_of(*workers: WorkerInfo) -> FleetView:
+    view = FleetView()
+    view.apply(A, snapshot(*workers), 0.0)
+    return view
+
+
+def ids(view: FleetView, model: str = "m") -> list[str]:
+    return sorted(worker.info.worker_id for worker in view.workers_of(model))
+
+
+def doubtful(view: FleetView, now: float) -> list[str]:
+    return [worker.info.worker_id for worker in view.doubtful(now)]
+
+
+def probe(view: FleetView, now: float, *, alive: bool) -> None:
+    for worker in view.doubtful(now):
+        view.probed(worker, alive=alive, now=now)
+
+
+def test_nothing_is_known_before_a_snapshot() -> None:
+    view = FleetView()
+    assert not view.known and not view.models()
+    with pytest.raises(Gap):
+        view.apply(A, ControllerAlive(version=0), 0.0)
+
+
+def test_workers_come_change_and_leave() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, WorkerChanged(version=1, worker=info("w2", "m", "n")), 0.0)
+    assert ids(view) == ["w1", "w2"] and ids(view, "n") == ["w2"]
+    view.apply(A, WorkerChanged(version=2, worker=info("w2", "n")), 0.0)
+    assert ids(view) == ["w1"]
+    view.apply(A, gone(3, "w1", "deregistered"), 0.0)
+    assert ids(view) == [] and sorted(view.models()) == ["n"]
+
+
+def test_a_worker_that_is_not_ready_is_kept_but_not_chosen() -> None:
+    view = view_of(info("w1", ready=False))
+    assert ids(view) == []
+    view.apply(A, WorkerChanged(version=1, worker=info("w1")), 0.0)
+    assert ids(view) == ["w1"]
+
+
+def test_a_request_is_counted_through_changes_of_its_worker() -> None:
+    view = view_of(info("w1"))
+    (worker,) = view.workers_of("m")
+    with worker.slot():
+        view.apply(A, WorkerChanged(version=1, worker=info("w1", "m", "n")), 0.0)
+        assert view.workers_of("n")[0].in_flight == 1
+    assert view.workers_of("n")[0].in_flight == 0
+
+
+@pytest.mark.parametrize("version", [0, 2, 7])
+def test_a_version_that_is_not_the_next_is_a_gap(version: int) -> None:
+    with pytest.raises(Gap):
+        view_of(info("w1")).apply(A, WorkerChanged(version=version, worker=info("w2")), 0.0)
+    with pytest.raises(Gap):
+        view_of(info("w1")).apply(A, ControllerAlive(version=1), 0.0)
+
+
+def test_a_controller_that_restarts_empty_empties_nobody() -> None:
+    view = view_of(info("w1"), info("w2"))
+    view.apply(A, snapshot(epoch=2), 100.0)
+    assert ids(view) == ["w1", "w2"] and not doubtful(view, 100.0 + EXPIRY_S - 1)
+    view.apply(A, WorkerChanged(version=1, worker=info("w1")), 101.0)
+    assert doubtful(view, 100.0 + EXPIRY_S) == ["w2"]
+    assert ids(view) == ["w1", "w2"], "it is gone before it was probed"
+
+
+def test_an_absent_worker_goes_when_its_probe_fails_and_stays_while_it_answers() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, snapshot(epoch=2), 0.0)
+    probe(view, EXPIRY_S, alive=True)
+    assert ids(view) == ["w1"] and not doubtful(view, EXPIRY_S + REPROBE_S - 0.1)
+    assert view.next_doubt() == EXPIRY_S + REPROBE_S
+    probe(view, EXPIRY_S + REPROBE_S, alive=False)
+    assert ids(view) == [] and view.next_doubt() is None
+
+
+def test_an_expired_worker_is_probed_at_once() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, gone(1, "w1", "expired"), 50.0)
+    assert ids(view) == ["w1"] and doubtful(view, 50.0) == ["w1"]
+    probe(view, 50.0, alive=False)
+    assert ids(view) == []
+
+
+def test_a_worker_that_left_while_the_watch_was_broken_is_probed_at_once() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, snapshot(version=4), 50.0)
+    assert doubtful(view, 50.0) == ["w1"]
+
+
+def test_a_worker_that_is_vouched_for_during_its_probe_stays() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, gone(1, "w1", "expired"), 0.0)
+    (worker,) = view.doubtful(0.0)
+    view.apply(A, WorkerChanged(version=2, worker=info("w1")), 1.0)
+    view.probed(worker, alive=False, now=2.0)
+    assert ids(view) == ["w1"]
+
+
+def test_the_views_of_two_controllers_are_merged() -> None:
+    view = view_of(info("w1"), info("w2"))
+    view.apply(B, snapshot(info("w2"), info("w3"), controller_id="d"), 0.0)
+    assert ids(view) == ["w1", "w2", "w3"]
+    view.apply(A, gone(1, "w2", "expired"), 1.0)
+    assert ids(view) == ["w1", "w2", "w3"] and not doubtful(view, 1e9), "the other controller still vouches for it"
+    view.apply(B, gone(1, "w2", "expired"), 2.0)
+    assert doubtful(view, 2.0) == ["w2"]
+
+
+def test_a_worker_that_deregisters_with_one_controller_is_gone_whatever_the_other_says() -> None:
+    view = view_of(info("w1"))
+    view.apply(B, snapshot(info("w1"), controller_id="d"), 0.0)
+    view.apply(A, gone(1, "w1", "deregistered"), 1.0)
+    assert ids(view) == []
+    view.apply(B, snapshot(info("w1"), controller_id="d", version=5), 2.0)
+    assert ids(view) == []
+    view.apply(B, gone(6, "w1", "expired"), 3.0)
+    assert ids(view) == []
+
+
+def test_a_foreign_server_that_one_controller_forgets_stays_with_the_other_and_may_come_back() -> None:
+    server = info("s", kind="openai")
+    view = view_of(server)
+    view.apply(B, snapshot(server, controller_id="d"), 0.0)
+    view.apply(A, gone(1, "s", "deregistered"), 1.0)
+    assert ids(view) == ["s"]
+    view.apply(B, gone(1, "s", "deregistered"), 1.0)
+    assert ids(view) == []
+    view.apply(A, WorkerChanged(version=2, worker=server), 2.0)
+    assert ids(view) == ["s"]
+
+
+def test_a_model_whose_workers_are_gone_is_remembered_for_a_while() -> None:
+    view = view_of(info("w1", "m"), info("w2", "n"))
+    view.apply(A, gone(1, "w1", "deregistered"), 10.0)
+    assert view.served_lately("m", 11.0) and not view.served_lately("x", 11.0)
+    assert not view.served_lately("m", 10.0 + MODEL_MEMORY_S)
+    view.apply(A, WorkerChanged(version=2, worker=info("w3", "m")), 20.0)
+    assert not view.served_lately("m", 20.0) and view.serves("m")
+
+
+class TwoControllers(RuleBasedStateMachine):
+    """Whatever happens in whatever order: the index holds exactly the ready workers, nobody whom a controller vouches
+    for is missing, and nobody is in the view whom no controller ever named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view = FleetView()
+        self.now = 0.0
+        self.truth: dict[str, dict[str, WorkerInfo]] = {}
+        self.epochs = {A: 0, B: 0}
+        self.versions = {A: 0, B: 0}
+        self.departed: set[str] = set()
+
+    sources = st.sampled_from([A, B])
+    workers = st.sampled_from([f"w{number}" for number in range(4)])
+
+    def _infos(self, source: str) -> Sequence[WorkerInfo]:
+        return tuple(self.truth[source].values())
+
+    @rule(source=sources, restart=st.booleans())
+    def connect(self, source: str, restart: bool) -> None:
+        if restart or source not in self.truth:
+            self.truth[source] = {}
+            self.epochs[source] += 1
+            self.versions[source] = 0
+        event = snapshot(
+            *self._infos(source), epoch=self.epochs[source], version=self.versions[source], controller_id=source
+        )
+        self.view.apply(source, event, self.now)
+
+    @rule(source=sources, worker_id=workers, ready=st.booleans())
+    def change(self, source: str, worker_id: str, ready: bool) -> None:
+        if source in self.truth:
+            self.versions[source] += 1
+            self.truth[source][worker_id] = info(worker_id, ready=ready)
+            event = WorkerChanged(version=self.versions[source], worker=self.truth[source][worker_id])
+            self.view.apply(source, event, self.now)
+
+    @rule(source=sources, worker_id=workers, reason=st.sampled_from(["expired", "deregistered", "replaced"]))
+    def leave(self, source: str, worker_id: str, reason: GoneReason) -> None:
+        if source in self.truth and worker_id in self.truth[source]:
+            self.versions[source] += 1
+            del self.truth[source][worker_id]
+            if reason != "expired" and worker_id not in self.departed:
+                self.departed.add(worker_id)
+            self.view.apply(source, gone(self.versions[source], worker_id, reason), self.now)
+
+    @rule(seconds=st.floats(0, 40), alive=st.booleans())
+    def time_passes(self, seconds: float, alive: bool) -> None:
+        self.now += seconds
+        probe(self.view, self.now, alive=alive)
+
+    @invariant()
+    def nobody_who_is_vouched_for_is_missing(self) -> None:
+        vouched = {worker_id for known in self.truth.values() for worker_id in known} - self.departed
+        present = set(self.view._workers)
+        assert vouched <= present
+        assert present.isdisjoint(self.departed)
+
+    @invariant()
+    def the_index_holds_the_ready(self) -> None:
+        ready = sorted(worker_id for worker_id, worker in self.view._workers.items() if worker.info.ready)
+        assert ids(self.view) == ready
+        assert self.view.serves("m") == bool(ready)
+
+
+TwoControllers.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTwoControllers = TwoControllers.TestCase
