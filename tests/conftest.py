@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from support.processes import WorkerProcess
+from support.processes import THROUGH, Endpoint, endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -15,15 +15,24 @@ def _no_blocking_calls() -> Iterator[BlockBuster]:
         yield detector
 
 
-@pytest.fixture(scope="session")
-def simulated_worker() -> Iterator[WorkerProcess]:
-    """A worker on the simulated engine: fast, deterministic, without sense."""
-    with WorkerProcess("--engine", "simulated") as worker:
-        yield worker
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands keep for a user goes to folders of the tests, and what the user runs is not seen by them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
 
 
-@pytest.fixture(scope="session")
-def tiny_worker() -> Iterator[WorkerProcess]:
-    """A worker that serves the bundled model on OpenVINO."""
-    with WorkerProcess() as worker:
-        yield worker
+@pytest.fixture(scope="session", params=THROUGH)
+def simulated_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """The simulated engine: fast, deterministic, without sense."""
+    with endpoint(request.param, "--engine", "simulated") as process:
+        yield process
+
+
+@pytest.fixture(scope="session", params=THROUGH)
+def tiny_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """The bundled model on OpenVINO."""
+    with endpoint(request.param) as process:
+        yield process

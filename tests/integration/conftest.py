@@ -5,27 +5,27 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from support.processes import WorkerProcess
+from support.processes import THROUGH, Endpoint, endpoint
 
 
 @pytest.fixture
-def http(simulated_worker: WorkerProcess) -> Iterator[httpx.Client]:
-    """A client of the plain simulated worker, which must outlive whatever the test does to it."""
-    with simulated_worker.http() as client:
+def http(simulated_endpoint: Endpoint) -> Iterator[httpx.Client]:
+    """A client of the plain simulated endpoint, which must outlive whatever the test does to it."""
+    with simulated_endpoint.http() as client:
         yield client
         assert client.get("/ready").status_code == 200
-    assert simulated_worker.alive()
+    assert simulated_endpoint.alive()
 
 
-@pytest.fixture(scope="session")
-def paced_worker() -> Iterator[WorkerProcess]:
+@pytest.fixture(scope="session", params=THROUGH)
+def paced_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """20 ms between tokens: streams last long enough to be looked at."""
-    with WorkerProcess("--engine", "simulated", "--sim-itl-ms", "20") as worker:
-        yield worker
+    with endpoint(request.param, "--engine", "simulated", "--sim-itl-ms", "20") as process:
+        yield process
 
 
-@pytest.fixture(scope="session")
-def small_worker() -> Iterator[WorkerProcess]:
+@pytest.fixture(scope="session", params=THROUGH)
+def small_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """A context of 64 tokens."""
-    with WorkerProcess("--engine", "simulated", "--context-length", "64") as worker:
-        yield worker
+    with endpoint(request.param, "--engine", "simulated", "--context-length", "64") as process:
+        yield process

@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint, WorkerProcess
 from support.wire import Json, failed, user
 
 PATH = "/v1/chat/completions"
@@ -67,16 +67,16 @@ def test_a_part_that_is_no_text_is_refused_by_its_place(http: httpx.Client) -> N
     )
 
 
-def test_without_max_tokens_the_answer_may_fill_the_context(small_worker: WorkerProcess) -> None:
-    with small_worker.http() as http:
+def test_without_max_tokens_the_answer_may_fill_the_context(small_endpoint: Endpoint) -> None:
+    with small_endpoint.http() as http:
         answer = http.post(PATH, json={"messages": user("hi"), "ignore_eos": True}).json()
     assert answer["usage"]["total_tokens"] == 64
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_a_completion_that_does_not_fit_is_refused_with_the_numbers(small_worker: WorkerProcess, field: str) -> None:
-    with small_worker.http() as http:
+def test_a_completion_that_does_not_fit_is_refused_with_the_numbers(small_endpoint: Endpoint, field: str) -> None:
+    with small_endpoint.http() as http:
         prompt_tokens = http.post("/v1/tokenize", json={"messages": user("hi")}).json()["count"]
         left = 64 - prompt_tokens
         for stream in (False, True):
@@ -88,16 +88,16 @@ def test_a_completion_that_does_not_fit_is_refused_with_the_numbers(small_worker
 
 
 @pytest.mark.parametrize("length", [64, 2000])
-def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(small_worker: WorkerProcess, length: int) -> None:
-    with small_worker.http() as http:
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(small_endpoint: Endpoint, length: int) -> None:
+    with small_endpoint.http() as http:
         count = http.post("/v1/tokenize", json={"messages": user("x" * length)}).json()["count"]
         response = http.post(PATH, json={"messages": user("x" * length)})
     error = failed(response, 400, param="messages", code="context_length_exceeded")
     assert "64" in error["message"] and str(count) in error["message"]
 
 
-def test_a_prompt_that_no_tokenizing_could_make_fit_is_refused_unread(small_worker: WorkerProcess) -> None:
-    with small_worker.http() as http:
+def test_a_prompt_that_no_tokenizing_could_make_fit_is_refused_unread(small_endpoint: Endpoint) -> None:
+    with small_endpoint.http() as http:
         error = failed(http.post(PATH, json={"messages": user("x" * 100_000)}), 400, code="context_length_exceeded")
     assert "64 tokens, but you asked for at least" in error["message"]
 
@@ -172,8 +172,8 @@ def test_what_openai_knows_and_we_do_not_honour_is_refused_by_name(http: httpx.C
         failed(response, 400, param=field, code="unsupported_parameter")
 
 
-def test_the_openai_client_talks_to_it(simulated_worker: WorkerProcess) -> None:
-    with OpenAI(base_url=f"{simulated_worker.url}/v1", api_key="none", max_retries=0) as client:
+def test_the_openai_client_talks_to_it(simulated_endpoint: Endpoint) -> None:
+    with OpenAI(base_url=f"{simulated_endpoint.url}/v1", api_key="none", max_retries=0) as client:
         answer = client.chat.completions.create(model="simulated", messages=[{"role": "user", "content": "hi"}])
         assert answer.choices[0].message.content
         assert answer._request_id
@@ -187,9 +187,9 @@ def test_the_openai_client_talks_to_it(simulated_worker: WorkerProcess) -> None:
 
 
 @pytest.fixture
-def async_client(simulated_worker: WorkerProcess) -> AsyncOpenAI:
+def async_client(simulated_endpoint: Endpoint) -> AsyncOpenAI:
     """Made here, because it reads files when it is made."""
-    return AsyncOpenAI(base_url=f"{simulated_worker.url}/v1", api_key="none")
+    return AsyncOpenAI(base_url=f"{simulated_endpoint.url}/v1", api_key="none")
 
 
 async def test_the_async_openai_client_talks_to_it(async_client: AsyncOpenAI) -> None:

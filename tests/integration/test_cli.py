@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import GUARDED, CommandProcess, WorkerProcess
+from support.processes import GUARDED, CommandProcess, Endpoint, WorkerProcess
 from support.wire import PATIENCE_S
 
 
@@ -72,8 +72,8 @@ def test_a_broken_template_is_named_with_its_line(tmp_path: Path) -> None:
     refused(run(*SIMULATED, "--chat-template", str(path)), "--chat-template")
 
 
-def test_a_port_that_is_taken_is_named(simulated_worker: WorkerProcess) -> None:
-    port = simulated_worker.url.rpartition(":")[2]
+def test_a_port_that_is_taken_is_named(simulated_endpoint: Endpoint) -> None:
+    port = simulated_endpoint.url.rpartition(":")[2]
     refused(run("worker", "--engine", "simulated", "--port", port), port, "--port")
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -84,7 +84,7 @@ def test_a_port_that_is_taken_is_named(simulated_worker: WorkerProcess) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("CHATFLEET_PORT", "many"), ("CHATFLEET_MODEL_NAMES", "no json"), ("CHATFLEET_CHAT_TEMPLATE_KWARGS", "{bad")],
+    [("CHATFLEET_PORT", "many"), ("CHATFLEET_MODEL_NAMES", "[no json"), ("CHATFLEET_CHAT_TEMPLATE_KWARGS", "{bad")],
 )
 def test_a_wrong_environment_variable_is_one_clear_message(name: str, value: str) -> None:
     refused(run("worker", "--engine", "simulated", env={name: value}), "CHATFLEET_")

@@ -12,14 +12,14 @@ from typing import Any
 import openai
 import pytest
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint
 
 MODEL = "chatfleet-tiny"
 
 
 @pytest.fixture
-def client(tiny_worker: WorkerProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", max_retries=0) as client:
+def client(tiny_endpoint: Endpoint) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tiny_endpoint.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -85,10 +85,10 @@ def test_the_sdk_streams_a_chat(client: openai.OpenAI) -> None:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
-async def test_the_async_sdk_streams_several_chats_at_once(tiny_worker: WorkerProcess) -> None:
+async def test_the_async_sdk_streams_several_chats_at_once(tiny_endpoint: Endpoint) -> None:
     import asyncio
 
-    async with openai.AsyncOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none") as client:
+    async with openai.AsyncOpenAI(base_url=f"{tiny_endpoint.url}/v1", api_key="none") as client:
 
         async def capital(country: str) -> str:
             stream = await client.chat.completions.create(
@@ -179,16 +179,16 @@ def test_a_tool_call_and_its_result(client: openai.OpenAI) -> None:
     assert "7" in (answer.choices[0].message.content or "")
 
 
-def test_langchain_chats_and_streams(tiny_worker: WorkerProcess) -> None:
+def test_langchain_chats_and_streams(tiny_endpoint: Endpoint) -> None:
     from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
-    chat = ChatOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", model=MODEL, temperature=0)  # type: ignore[arg-type]
+    chat = ChatOpenAI(base_url=f"{tiny_endpoint.url}/v1", api_key="none", model=MODEL, temperature=0)  # type: ignore[arg-type]
     assert "Paris" in str(chat.invoke("What is the capital of France?").content)
     streamed = list(chat.stream("What is the capital of France?"))
     assert "Paris" in "".join(str(chunk.content) for chunk in streamed)
     assert len(streamed) > 3
     embeddings = OpenAIEmbeddings(
-        base_url=f"{tiny_worker.url}/v1",
+        base_url=f"{tiny_endpoint.url}/v1",
         api_key="none",  # type: ignore[arg-type]
         model=MODEL,
         check_embedding_ctx_length=False,  # else it sends token ids of OpenAI's own vocabulary
@@ -196,9 +196,9 @@ def test_langchain_chats_and_streams(tiny_worker: WorkerProcess) -> None:
     assert len(embeddings.embed_query("hello")) > 8
 
 
-def test_curl_chats_and_streams(tiny_worker: WorkerProcess) -> None:
+def test_curl_chats_and_streams(tiny_endpoint: Endpoint) -> None:
     body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
-    common = ["curl", "-sS", "-N", f"{tiny_worker.url}/v1/chat/completions", "-H", "content-type: application/json"]
+    common = ["curl", "-sS", "-N", f"{tiny_endpoint.url}/v1/chat/completions", "-H", "content-type: application/json"]
     whole = subprocess.run([*common, "-d", json.dumps(body)], capture_output=True, check=True, timeout=60)
     assert "Paris" in json.loads(whole.stdout)["choices"][0]["message"]["content"]
     body["stream"] = True
@@ -209,9 +209,9 @@ def test_curl_chats_and_streams(tiny_worker: WorkerProcess) -> None:
     assert "Paris" in "".join(delta.get("content", "") for delta in deltas)
 
 
-def test_the_terminal_chat_answers(tiny_worker: WorkerProcess) -> None:
+def test_the_terminal_chat_answers(tiny_endpoint: Endpoint) -> None:
     said = subprocess.run(
-        [sys.executable, "-m", "chatfleet", "chat", "--base-url", f"{tiny_worker.url}/v1", "--temperature", "0"],
+        [sys.executable, "-m", "chatfleet", "chat", "--base-url", f"{tiny_endpoint.url}/v1", "--temperature", "0"],
         input="What is the capital of France?\nAnd what is its population?\n/exit\n",
         capture_output=True,
         text=True,
@@ -223,7 +223,7 @@ def test_the_terminal_chat_answers(tiny_worker: WorkerProcess) -> None:
     assert "million" in said.stdout
 
 
-async def test_200_concurrent_streams_complete(tiny_worker: WorkerProcess) -> None:
+async def test_200_concurrent_streams_complete(tiny_endpoint: Endpoint) -> None:
     import asyncio
 
     import httpx
@@ -231,7 +231,9 @@ async def test_200_concurrent_streams_complete(tiny_worker: WorkerProcess) -> No
     limits = httpx.Limits(max_connections=200)
     async with (
         httpx.AsyncClient(timeout=110, limits=limits) as http,
-        openai.AsyncOpenAI(base_url=f"{tiny_worker.url}/v1", api_key="none", http_client=http, max_retries=0) as client,
+        openai.AsyncOpenAI(
+            base_url=f"{tiny_endpoint.url}/v1", api_key="none", http_client=http, max_retries=0
+        ) as client,
     ):
 
         async def add(a: int) -> bool:

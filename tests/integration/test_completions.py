@@ -7,7 +7,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Completion
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint
 from support.wire import chunks, completion_texts, failed
 
 PATH = "/v1/completions"
@@ -87,8 +87,8 @@ def test_echo_with_log_probabilities_scores_the_prompt_and_nothing_else(http: ht
     assert all(logprob <= 0 for logprob in logprobs["token_logprobs"][1:])
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(small_worker: WorkerProcess) -> None:
-    with small_worker.http() as http:
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(small_endpoint: Endpoint) -> None:
+    with small_endpoint.http() as http:
         for prompt in ("x" * 60, list(b"x" * 60), ["a", "x" * 60]):
             error = failed(http.post(PATH, json={"prompt": prompt}), 400, code="context_length_exceeded")
             assert error["param"] == "prompt"
@@ -122,8 +122,8 @@ def test_what_is_out_of_range_is_refused_by_name(http: httpx.Client, body: Any, 
     failed(http.post(PATH, json=body), 400, param=param)
 
 
-def test_the_openai_client_talks_to_it(simulated_worker: WorkerProcess) -> None:
-    with OpenAI(base_url=f"{simulated_worker.url}/v1", api_key="none") as client:
+def test_the_openai_client_talks_to_it(simulated_endpoint: Endpoint) -> None:
+    with OpenAI(base_url=f"{simulated_endpoint.url}/v1", api_key="none") as client:
         whole = client.completions.create(model="simulated", prompt=["a", "b"], max_tokens=20, n=2)
         parts: dict[int, str] = {}
         for chunk in client.completions.create(model="simulated", prompt=["a", "b"], max_tokens=20, n=2, stream=True):

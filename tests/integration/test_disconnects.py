@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint, WorkerProcess
 from support.wire import Json, RawConnection, failed, user
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -208,24 +208,24 @@ def memory_mb(worker: WorkerProcess) -> float:
     return float(sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))) / 2**20
 
 
-def test_a_thousand_cancelled_requests_leave_memory_flat(paced_worker: WorkerProcess) -> None:
+def test_a_thousand_cancelled_requests_leave_memory_flat(paced_endpoint: Endpoint) -> None:
     def cancel(count: int) -> None:
         for start in range(0, count, 50):
             with ExitStack() as stack:
                 connections = [
-                    stack.enter_context(send(paced_worker, list(LONG)[number % len(LONG)]))
+                    stack.enter_context(send(paced_endpoint, list(LONG)[number % len(LONG)]))
                     for number in range(start, start + 50)
                 ]
                 for number, connection in enumerate(connections):
                     if number % len(LONG) in (0, 2):
                         connection.read_head()
 
-    with paced_worker.http() as http:
+    with paced_endpoint.http() as http:
         cancel(500)
         until_answered(http)
-        before = memory_mb(paced_worker)
+        before = memory_mb(paced_endpoint)
         cancel(1000)
         until_answered(http)
-        growth = memory_mb(paced_worker) - before
+        growth = memory_mb(paced_endpoint) - before
     assert growth < 20, f"{growth:.0f} MB more"
-    assert "Traceback" not in paced_worker.output
+    assert "Traceback" not in paced_endpoint.output

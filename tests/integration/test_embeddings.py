@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 from openai.types import CreateEmbeddingResponse
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint
 from support.wire import failed, user
 
 PATH = "/v1/embeddings"
@@ -53,8 +53,8 @@ def test_dimensions_shorten_and_normalise_anew(http: httpx.Client) -> None:
     failed(http.post(PATH, json={"input": "hi", "dimensions": 65}), 400, param="dimensions")
 
 
-def test_an_input_that_does_not_fit_is_refused_with_the_numbers(small_worker: WorkerProcess) -> None:
-    with small_worker.http() as http:
+def test_an_input_that_does_not_fit_is_refused_with_the_numbers(small_endpoint: Endpoint) -> None:
+    with small_endpoint.http() as http:
         failed(http.post(PATH, json={"input": "x" * 65}), 400, param="input", code="context_length_exceeded")
         error = failed(http.post(PATH, json={"input": ["a", "x" * 65]}), 400, param="input[1]")
         assert "64" in error["message"] and "65" in error["message"]
@@ -80,9 +80,9 @@ def test_what_is_out_of_range_is_refused_by_name(http: httpx.Client, body: Any, 
     failed(http.post(PATH, json=body), 400, param=param)
 
 
-def test_the_openai_client_talks_to_it(simulated_worker: WorkerProcess, http: httpx.Client) -> None:
+def test_the_openai_client_talks_to_it(simulated_endpoint: Endpoint, http: httpx.Client) -> None:
     (floats,) = vectors(http.post(PATH, json={"input": "hi"}))
-    with OpenAI(base_url=f"{simulated_worker.url}/v1", api_key="none") as client:
+    with OpenAI(base_url=f"{simulated_endpoint.url}/v1", api_key="none") as client:
         answer = client.embeddings.create(model="simulated", input=["hi"])  # asks for base64
     assert answer.data[0].embedding == pytest.approx(floats)
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai.types import Model
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint, WorkerProcess
 from support.wire import error_object, failed, user
 
 CHAT = "/v1/chat/completions"
@@ -110,7 +110,7 @@ def test_every_given_name_is_served() -> None:
 
 def test_health_readiness_and_documentation_answer(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
-    assert http.get("/ready").json() == {"status": "ok"}
+    assert http.get("/ready").json()["status"] == "ok"
     assert "swagger" in http.get("/docs").text.lower()
     description = http.get("/openapi.json").json()
     defined = description["components"]["schemas"]
@@ -122,7 +122,9 @@ def test_health_readiness_and_documentation_answer(http: httpx.Client) -> None:
     assert used <= defined.keys()
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/nothing", "/v1/chat/completions/", "/%00", "/a%0d%0ab"])
+@pytest.mark.parametrize(
+    "path", ["/v2", "/v1", "/v1/chat", "/v1/nothing", "/v1/chat/completions/", "/%00", "/a%0d%0ab"]
+)
 def test_an_unknown_path_is_a_404_in_the_one_form(http: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         failed(http.request(method, path), 404, code="unknown_url")
@@ -141,19 +143,16 @@ def test_another_method_is_a_405_that_names_the_right_one(http: httpx.Client) ->
 
 @pytest.mark.parametrize("path", POSTS)
 def test_a_body_that_is_not_json_by_its_own_word_is_a_415(http: httpx.Client, path: str) -> None:
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "é"):
+    for content_type in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "é"):
         response = http.post(path, content=b"{}", headers=[(b"content-type", content_type.encode())])
         failed(response, 415, code="unsupported_media_type")
     compressed = {"content-type": "application/json", "content-encoding": "gzip"}
     failed(http.post(path, content=b"{}", headers=compressed), 415)
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON", None]
-)
-def test_a_json_body_is_taken_as_json(http: httpx.Client, content_type: str | None) -> None:
-    headers = {} if content_type is None else {"content-type": content_type}
-    response = http.post("/v1/completions", content=b'{"prompt": "hi"}', headers=headers)
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
+def test_a_json_body_is_taken_as_json(http: httpx.Client, content_type: str) -> None:
+    response = http.post("/v1/completions", content=b'{"prompt": "hi"}', headers={"content-type": content_type})
     assert response.status_code == 200
 
 
@@ -208,9 +207,9 @@ def test_strict_refuses_fields_that_nobody_knows() -> None:
         failed(http.post(CHAT, json={"messages": messages}), 400, param="messages[0].mood")
 
 
-def test_curl_gets_an_answer_and_an_error(simulated_worker: WorkerProcess) -> None:
+def test_curl_gets_an_answer_and_an_error(simulated_endpoint: Endpoint) -> None:
     def curl(data: str) -> str:
-        url = f"{simulated_worker.url}/v1/completions"
+        url = f"{simulated_endpoint.url}/v1/completions"
         command = ["curl", "-sS", "-m", "60", url, "-H", "content-type: application/json", "-d", data]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

@@ -7,15 +7,15 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint
 
 STREAMS = 200
 
 
 @pytest.fixture
-def client(paced_worker: WorkerProcess) -> AsyncOpenAI:
+def client(paced_endpoint: Endpoint) -> AsyncOpenAI:
     """Made here, because it reads files when it is made."""
-    return AsyncOpenAI(base_url=f"{paced_worker.url}/v1", api_key="none", max_retries=0, timeout=100)
+    return AsyncOpenAI(base_url=f"{paced_endpoint.url}/v1", api_key="none", max_retries=0, timeout=100)
 
 
 def question(number: int) -> Iterable[ChatCompletionMessageParam]:

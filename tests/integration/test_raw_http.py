@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint
 from support.wire import RawConnection, RawResponse, error_object, head, user
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -36,27 +36,25 @@ def refused(response: RawResponse, status: int = 400) -> None:
         b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked, gzip\r\n\r\n{}",
     ],
 )
-def test_what_is_not_http_gets_an_error_object(
-    http: httpx.Client, simulated_worker: WorkerProcess, data: bytes
-) -> None:
-    with RawConnection(simulated_worker.url) as connection:
+def test_what_is_not_http_gets_an_error_object(http: httpx.Client, simulated_endpoint: Endpoint, data: bytes) -> None:
+    with RawConnection(simulated_endpoint.url) as connection:
         response = connection.send(data).read_response()
         refused(response)
         assert response.headers["connection"] == "close" and connection.at_end()
 
 
-def test_a_chunk_that_is_none_ends_the_request(http: httpx.Client, simulated_worker: WorkerProcess) -> None:
-    with RawConnection(simulated_worker.url) as connection:
+def test_a_chunk_that_is_none_ends_the_request(http: httpx.Client, simulated_endpoint: Endpoint) -> None:
+    with RawConnection(simulated_endpoint.url) as connection:
         connection.send(head("POST", COMPLETIONS, CHUNKED) + b"zz\r\n{}\r\n")
         refused(connection.read_response())
         assert connection.at_end()
 
 
 def test_a_head_without_end_is_refused_long_before_it_fills_the_memory(
-    http: httpx.Client, simulated_worker: WorkerProcess
+    http: httpx.Client, simulated_endpoint: Endpoint
 ) -> None:
     for start in (b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\n"):
-        with RawConnection(simulated_worker.url) as connection:
+        with RawConnection(simulated_endpoint.url) as connection:
             connection.send(start)
             sent = 0
             piece = b"x: y\r\n" * 1000 if start.endswith(b"1\r\n") else b"x" * 6000
@@ -73,8 +71,8 @@ def test_a_large_but_bounded_head_is_fine(http: httpx.Client) -> None:
     assert http.get("/health", headers={"x-large": "x" * 30_000}).status_code == 200
 
 
-def test_garbage_behind_a_running_stream_closes_it_without_a_second_head(paced_worker: WorkerProcess) -> None:
-    with RawConnection(paced_worker.url) as connection:
+def test_garbage_behind_a_running_stream_closes_it_without_a_second_head(paced_endpoint: Endpoint) -> None:
+    with RawConnection(paced_endpoint.url) as connection:
         connection.post(CHAT, {"messages": user("hi"), "stream": True, "ignore_eos": True})
         connection.read_head()
         next(connection.read_chunks())
@@ -83,9 +81,9 @@ def test_garbage_behind_a_running_stream_closes_it_without_a_second_head(paced_w
     assert b"HTTP/1.1" not in rest and b"[DONE]" not in rest
 
 
-def test_a_body_may_come_in_pieces_of_any_size(simulated_worker: WorkerProcess) -> None:
+def test_a_body_may_come_in_pieces_of_any_size(simulated_endpoint: Endpoint) -> None:
     body = b'{"prompt": "h\xc3\xa9", "max_tokens": 4}'
-    with RawConnection(simulated_worker.url) as connection:
+    with RawConnection(simulated_endpoint.url) as connection:
         for data in (head("POST", COMPLETIONS, f"content-length: {len(body)}") + body).splitlines(keepends=True):
             connection.send(data)
         whole = connection.read_response()
@@ -94,8 +92,8 @@ def test_a_body_may_come_in_pieces_of_any_size(simulated_worker: WorkerProcess) 
     assert whole.status == chunked.status == 200
 
 
-def test_pipelined_requests_are_answered_in_order(simulated_worker: WorkerProcess) -> None:
-    with RawConnection(simulated_worker.url) as connection:
+def test_pipelined_requests_are_answered_in_order(simulated_endpoint: Endpoint) -> None:
+    with RawConnection(simulated_endpoint.url) as connection:
         connection.post(COMPLETIONS, {"prompt": "a"}, "x-request-id: first")
         connection.post(CHAT, {"messages": user("b"), "stream": True}, "x-request-id: second")
         connection.send(head("GET", "/health", "x-request-id: third"))
@@ -106,9 +104,9 @@ def test_pipelined_requests_are_answered_in_order(simulated_worker: WorkerProces
     assert answers[1].body.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_client_that_waits_for_100_continue_is_told_to_go_on(simulated_worker: WorkerProcess) -> None:
+def test_a_client_that_waits_for_100_continue_is_told_to_go_on(simulated_endpoint: Endpoint) -> None:
     body = b'{"prompt": "hi"}'
-    with RawConnection(simulated_worker.url) as connection:
+    with RawConnection(simulated_endpoint.url) as connection:
         connection.send(head("POST", COMPLETIONS, f"content-length: {len(body)}", "expect: 100-continue"))
         assert connection.read_head() == (100, {})
         assert connection.send(body).read_response().status == 200
@@ -116,14 +114,14 @@ def test_a_client_that_waits_for_100_continue_is_told_to_go_on(simulated_worker:
         refused(connection.read_response(), 413)
 
 
-def test_an_old_http_version_and_an_upgrade_are_answered(simulated_worker: WorkerProcess) -> None:
-    with RawConnection(simulated_worker.url) as connection:
+def test_an_old_http_version_and_an_upgrade_are_answered(simulated_endpoint: Endpoint) -> None:
+    with RawConnection(simulated_endpoint.url) as connection:
         connection.send(b"GET /health HTTP/1.0\r\n\r\n")
         assert connection.read_response().status == 200 and connection.at_end()
     body = b'{"prompt": "hi"}'
     for protocol in ("h2c", "websocket"):
         upgrade = ("connection: upgrade, http2-settings", f"upgrade: {protocol}", "http2-settings: AAMAAABk")
-        with RawConnection(simulated_worker.url) as connection:
+        with RawConnection(simulated_endpoint.url) as connection:
             assert connection.post(COMPLETIONS, body, *upgrade).read_response().status == 200
 
 
@@ -139,10 +137,10 @@ def test_a_body_of_31_mb_is_read(http: httpx.Client) -> None:
     assert too_long.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_body_over_32_mb_is_a_413_however_it_is_declared(http: httpx.Client, simulated_worker: WorkerProcess) -> None:
-    with RawConnection(simulated_worker.url) as connection:
+def test_a_body_over_32_mb_is_a_413_however_it_is_declared(http: httpx.Client, simulated_endpoint: Endpoint) -> None:
+    with RawConnection(simulated_endpoint.url) as connection:
         refused(connection.send(head("POST", CHAT, f"content-length: {2**25 + 1}")).read_response(), 413)
-    with RawConnection(simulated_worker.url) as connection:
+    with RawConnection(simulated_endpoint.url) as connection:
         connection.send(head("POST", CHAT, CHUNKED))
         for _ in range(33):
             connection.send(b"%x\r\n%b\r\n" % (2**20, b" " * 2**20))
@@ -177,19 +175,19 @@ ATTACKS = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_body_made_to_be_costly_is_refused_while_others_are_served(
-    http: httpx.Client, simulated_worker: WorkerProcess, attack: str
+    http: httpx.Client, simulated_endpoint: Endpoint, attack: str
 ) -> None:
     for path in (CHAT, COMPLETIONS):
-        with RawConnection(simulated_worker.url) as connection:
+        with RawConnection(simulated_endpoint.url) as connection:
             connection.post(path, ATTACKS[attack])
             assert http.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 200
             refused(connection.read_response())
 
 
-def test_a_half_request_that_is_dropped_harms_nobody(http: httpx.Client, simulated_worker: WorkerProcess) -> None:
+def test_a_half_request_that_is_dropped_harms_nobody(http: httpx.Client, simulated_endpoint: Endpoint) -> None:
     request = head("POST", CHAT, "content-length: 80") + b'{"messages": [{"role": "user", "content": "'
     for end in range(1, len(request), 7):
-        with RawConnection(simulated_worker.url) as connection:
+        with RawConnection(simulated_endpoint.url) as connection:
             connection.send(request[:end])
     assert http.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 200
-    assert "Traceback" not in simulated_worker.output
+    assert "Traceback" not in simulated_endpoint.output

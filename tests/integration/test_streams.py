@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint, WorkerProcess
 from support.wire import Json, RawConnection, chat_texts, chunks, completion_texts, user
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -98,12 +98,12 @@ def test_a_special_token_never_shows(http: httpx.Client) -> None:
     assert "<|" not in json.dumps(parts)
 
 
-def test_no_part_of_a_stop_string_is_ever_shown(paced_worker: WorkerProcess) -> None:
+def test_no_part_of_a_stop_string_is_ever_shown(paced_endpoint: Endpoint) -> None:
     """At a pace where every token is a chunk of its own: the text before "cad" ends in its beginnings, too."""
     request = {"messages": user("hi"), "stop": ["cad"], **cycle(*b"abc"), "max_tokens": 30, "stream": True}
     letters = {ord("a"): 100, ord("b"): 99.99, ord("c"): 99.98, ord("d"): 96.5}
     request["logit_bias"] = {str(token_id): bias for token_id, bias in letters.items()}
-    with paced_worker.http() as http:
+    with paced_endpoint.http() as http:
         whole = http.post(CHAT, json={**request, "stream": False, "stop": None}).json()
         text = whole["choices"][0]["message"]["content"]
         assert "d" in text and text.count("c") > 2
@@ -164,8 +164,8 @@ def test_a_stream_concatenates_to_exactly_the_whole_answer(http: httpx.Client, s
     assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
 
 
-def test_tokens_reach_the_client_one_by_one_as_they_are_made(paced_worker: WorkerProcess) -> None:
-    with RawConnection(paced_worker.url) as connection:
+def test_tokens_reach_the_client_one_by_one_as_they_are_made(paced_endpoint: Endpoint) -> None:
+    with RawConnection(paced_endpoint.url) as connection:
         connection.post(CHAT, {"messages": user("hi"), "stream": True, "max_tokens": 40})
         status, headers = connection.read_head()
         assert status == 200 and headers["content-type"].startswith("text/event-stream")
@@ -187,9 +187,9 @@ def test_the_first_token_comes_long_before_the_last_is_made() -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_choices_interleave(paced_worker: WorkerProcess, path: str) -> None:
+def test_choices_interleave(paced_endpoint: Endpoint, path: str) -> None:
     body: Any = {"messages": user("hi"), "n": 3} if path == CHAT else {"prompt": ["a", "b", "c"]}
-    with paced_worker.http() as http:
+    with paced_endpoint.http() as http:
         parts = chunks(http.post(path, json={**body, "stream": True, "max_tokens": 15}))
     order = [part["choices"][0]["index"] for part in parts]
     changes = sum(1 for before, after in zip(order, order[1:], strict=False) if before != after)

@@ -4,7 +4,7 @@ import signal
 
 import httpx
 
-from support.processes import WorkerProcess
+from support.processes import Endpoint, WorkerProcess
 from support.terminal import Terminal
 from support.wire import Json
 
@@ -19,11 +19,11 @@ def answer_to(http: httpx.Client, *messages: str, system: str | None = None) -> 
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-def test_a_conversation_goes_on_starts_over_and_ends(http: httpx.Client, simulated_worker: WorkerProcess) -> None:
+def test_a_conversation_goes_on_starts_over_and_ends(http: httpx.Client, simulated_endpoint: Endpoint) -> None:
     first = answer_to(http, "hello")
     second = answer_to(http, "hello", first, "and then?")
     assert second != answer_to(http, "and then?")
-    with Terminal("chat", "--base-url", f"{simulated_worker.url}/v1") as terminal:
+    with Terminal("chat", "--base-url", f"{simulated_endpoint.url}/v1") as terminal:
         assert "simulated" in terminal.until(PROMPT)
         terminal.enter("hello\n")
         terminal.until(first)
@@ -42,18 +42,18 @@ def test_a_conversation_goes_on_starts_over_and_ends(http: httpx.Client, simulat
         assert terminal.end() == 0
 
 
-def test_ctrl_d_ends_it(simulated_worker: WorkerProcess) -> None:
-    with Terminal("chat", "--base-url", f"{simulated_worker.url}/v1") as terminal:
+def test_ctrl_d_ends_it(simulated_endpoint: Endpoint) -> None:
+    with Terminal("chat", "--base-url", f"{simulated_endpoint.url}/v1") as terminal:
         terminal.until(PROMPT)
         terminal.enter("\x04")
         assert terminal.end() == 0
     assert "Traceback" not in terminal.screen
 
 
-def test_a_system_message_stays_over_a_reset(http: httpx.Client, simulated_worker: WorkerProcess) -> None:
+def test_a_system_message_stays_over_a_reset(http: httpx.Client, simulated_endpoint: Endpoint) -> None:
     answer = answer_to(http, "hello", system="Be brief.")
     assert answer != answer_to(http, "hello")
-    with Terminal("chat", "--base-url", f"{simulated_worker.url}/v1", "--system", "Be brief.") as terminal:
+    with Terminal("chat", "--base-url", f"{simulated_endpoint.url}/v1", "--system", "Be brief.") as terminal:
         for _ in range(2):
             terminal.until(PROMPT)
             terminal.enter("hello\n")

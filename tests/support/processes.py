@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +16,7 @@ from typing import Self
 import httpx
 
 GUARDED = Path(__file__).with_name("guarded.py")
-_SERVING = re.compile(r"Serving (?P<models>.+?) on (?P<url>http://\S+?)/v1")
+_ANNOUNCED = re.compile(r"(Serving .+? on (?P<url>http://\S+?)/v1|Controller on (?P<controller>http://[^\s,]+))")
 
 
 class CommandProcess:
@@ -43,13 +45,16 @@ class CommandProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(line)
-            if match := _SERVING.search(line):
-                self.url = match["url"]
+            if not self.url and (match := _ANNOUNCED.search(line)):
+                self.url = match["url"] or match["controller"]
                 self._serving.set()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
 
     @property
     def output(self) -> str:
@@ -88,5 +93,54 @@ class WorkerProcess(CommandProcess):
     def __init__(self, *arguments: str, ready_s: float = 60.0, env: dict[str, str] | None = None) -> None:
         super().__init__("worker", "--port", "0", *arguments, ready_s=ready_s, env=env)
 
-    def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+
+class ControllerProcess(CommandProcess):
+    """`chatfleet controller`, on a free port unless one is given."""
+
+    def __init__(self, *arguments: str, port: int = 0, env: dict[str, str] | None = None) -> None:
+        super().__init__("controller", "--port", str(port), *arguments, env=env)
+
+
+class GatewayProcess(CommandProcess):
+    """`chatfleet gateway` on a free port. Made once a model can be asked through it."""
+
+    def __init__(
+        self, *arguments: str, controllers: Sequence[CommandProcess], env: dict[str, str] | None = None
+    ) -> None:
+        urls = [option for controller in controllers for option in ("--controller-url", controller.url)]
+        super().__init__("gateway", "--port", "0", *urls, *arguments, env=env)
+
+
+class FleetEndpoint(GatewayProcess):
+    """A worker behind a gateway, to be used as the worker alone would be."""
+
+    def __init__(self, *worker_arguments: str) -> None:
+        with ExitStack() as parts:
+            controller = parts.enter_context(ControllerProcess())
+            arguments = ("--controller-url", controller.url, *worker_arguments)
+            self._worker = parts.enter_context(WorkerProcess(*arguments))
+            super().__init__(controllers=[controller])
+            self._parts = parts.pop_all()
+
+    @property
+    def output(self) -> str:
+        return super().output + self._worker.output
+
+    def alive(self) -> bool:
+        return super().alive() and self._worker.alive()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        with self._parts:
+            return super().stop(number, timeout_s)
+
+
+THROUGH = ["worker", "gateway"]
+"""The ways to an endpoint: what clients see must hold for both."""
+
+Endpoint = CommandProcess
+"""What serves the API: a worker alone, or a gateway before one."""
+
+
+def endpoint(through: str, *worker_arguments: str) -> Endpoint:
+    """A worker, reached directly or through a gateway."""
+    return WorkerProcess(*worker_arguments) if through == "worker" else FleetEndpoint(*worker_arguments)

@@ -162,5 +162,5 @@ class RawConnection:
 
 def head(method: str, path: str, *headers: str) -> bytes:
     """A request's head, with what every request of ours has."""
-    given = "\r\n".join(("host: test", "content-type: application/json", *headers))
+    given = "\r\n".join(("host: localhost", "content-type: application/json", *headers))
     return f"{method} {path} HTTP/1.1\r\n{given}\r\n\r\n".encode("latin-1")

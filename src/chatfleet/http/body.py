@@ -8,6 +8,7 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 
 from chatfleet.core.errors import (
     InvalidRequest,
@@ -35,6 +36,16 @@ Model = TypeVar("Model", bound=RequestModel)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
+def require_json(headers: Headers) -> None:
+    """Raises UnsupportedMediaType unless the content type says JSON.
+
+    None at all is refused too: a web page of another site may send a body without one, and no preflight asks first.
+    """
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        raise UnsupportedMediaType(f"The content-type is {media_type[:128]!r}. Send JSON as '{_JSON}'.")
+
+
 async def read_body(request: Request) -> bytes:
     """The whole body of a JSON request.
 
@@ -42,9 +53,7 @@ async def read_body(request: Request) -> bytes:
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("Compressed request bodies are not accepted. Send the JSON as it is.")
-    media_type = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if media_type != _JSON:
-        raise UnsupportedMediaType(f"The content-type is {media_type[:128]!r}. Send JSON as '{_JSON}'.")
+    require_json(request.headers)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
         raise _too_large()

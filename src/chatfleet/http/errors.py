@@ -90,7 +90,8 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         target = f"{request.method} {request.url.path}"
         if error.status_code == 404:
-            return error_response(PathNotFound(f"Unknown request URL: {target}. See /docs for what is served."))
+            hint = "" if request.app.openapi_url is None else " See /docs for what is served."
+            return error_response(PathNotFound(f"Unknown request URL: {target}.{hint}"))
         if error.status_code == 405:
             allowed = dict(error.headers or {})
             return error_response(

@@ -8,11 +8,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chatfleet.core.access import is_loopback
-from chatfleet.core.errors import InvalidApiKey, InvalidRequest, Misdirected, UnsupportedMediaType
+from chatfleet.core.errors import InvalidApiKey, InvalidRequest, Misdirected
+from chatfleet.http.body import require_json
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
-_JSON = "application/json"
 
 
 class Keys:
@@ -48,11 +48,10 @@ class KeyGuard:
         await self._app(scope, receive, send)
 
 
-class LoopbackGuard:
-    """For a server without keys: what a web page in a browser of this machine could send is refused.
+class KnownHost:
+    """For a server without keys: only calls by a name of this machine, or by `host`.
 
-    The Host must be this machine's own (else a page's domain that is pointed at 127.0.0.1 would be same-origin), and
-    whatever may change something must say that it is JSON (a page cannot, without a CORS preflight).
+    Else a web page whose domain is pointed at 127.0.0.1 would be of the same origin as this server.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -61,13 +60,22 @@ class LoopbackGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            headers = Headers(scope=scope)
-            name = host_name(headers.getlist("host"))
+            name = host_name(Headers(scope=scope).getlist("host"))
             if not is_loopback(name) and name != self._host:
                 raise Misdirected(f"The Host {name[:128]!r} is not known here. Use 127.0.0.1 or localhost.")
-            media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if scope["method"] not in _SAFE_METHODS and media_type != _JSON:
-                raise UnsupportedMediaType(f"Send JSON, with the content-type '{_JSON}'.")
+        await self._app(scope, receive, send)
+
+
+class JsonMutations:
+    """Whatever may change something must say that it is JSON, which a page of another site cannot do without a CORS
+    preflight."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS:
+            require_json(Headers(scope=scope))
         await self._app(scope, receive, send)
 
 

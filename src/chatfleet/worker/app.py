@@ -16,7 +16,7 @@ from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import RequestMiddleware
 from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
-from chatfleet.http.trust import KeyGuard, Keys, LoopbackGuard
+from chatfleet.http.trust import KeyGuard, Keys, KnownHost
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.model_source import load_served_model
 from chatfleet.worker.registration import Membership
@@ -33,7 +33,7 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
     app = documented_app("ChatFleet worker")
     app.include_router(make_router(service, strict=strict))
     if token is None:
-        app.add_middleware(LoopbackGuard, host=host)
+        app.add_middleware(KnownHost, host=host)
     else:
         app.add_middleware(KeyGuard, keys=Keys([token]))
     app.add_middleware(RequestMiddleware)
@@ -47,7 +47,7 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
     The server listens while the model loads (/health is up, /ready is not). The worker joins the fleet when it can
     answer, and leaves it before its last requests finish. Raises ConfigurationError.
     """
-    token = settings.listening_token(settings.host)
+    token = await asyncio.to_thread(settings.listening_token, settings.host)
     model = await asyncio.to_thread(load_served_model, settings)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
