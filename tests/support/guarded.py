@@ -1,9 +1,16 @@
-"""Runs the `chatfleet` command with the blocking-call detector on: a blocked event loop is an error there too."""
+"""Runs the `chatfleet` command with the blocking-call detector on, in it and in every process that it starts: a blocked
+event loop is an error there too."""
+
+import os
+from pathlib import Path
 
 from blockbuster import BlockBuster
 
 from chatfleet.cli import main
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).with_name("guard")), os.environ.get("PYTHONPATH")])
+    )
     BlockBuster().activate()
     main()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 GUARDED = Path(__file__).with_name("guarded.py")
-_ANNOUNCED = re.compile(r"(Serving .+? on (?P<url>http://\S+?)/v1|Controller on (?P<controller>http://[^\s,]+))")
+_ANNOUNCED = re.compile(r"Serving .+? on (http://\S+?)/v1|(?:Controller|Gateway) on (http://[^\s,]+)")
 
 
 class CommandProcess:
@@ -46,7 +46,7 @@ class CommandProcess:
         for line in self._process.stdout:
             self._lines.append(line)
             if not self.url and (match := _ANNOUNCED.search(line)):
-                self.url = match["url"] or match["controller"]
+                self.url = match[1] or match[2]
                 self._serving.set()
 
     @property
@@ -102,13 +102,37 @@ class ControllerProcess(CommandProcess):
 
 
 class GatewayProcess(CommandProcess):
-    """`chatfleet gateway` on a free port. Made once a model can be asked through it."""
+    """`chatfleet gateway` on a free port. Made once `models` can be asked through it; `api_key` is what its clients
+    send."""
 
     def __init__(
-        self, *arguments: str, controllers: Sequence[CommandProcess], env: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        controllers: Sequence[CommandProcess],
+        models: Collection[str] = (),
+        api_key: str | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
+        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         urls = [option for controller in controllers for option in ("--controller-url", controller.url)]
         super().__init__("gateway", "--port", "0", *urls, *arguments, env=env)
+        self.until_served(models)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, headers=self._headers)
+
+    def served(self) -> set[str]:
+        """The names that can be asked for."""
+        with self.http() as http:
+            return {card["id"] for card in http.get("/v1/models").json()["data"]}
+
+    def until_served(self, models: Collection[str]) -> None:
+        deadline = time.monotonic() + 60
+        while not set(models) <= self.served():
+            if time.monotonic() > deadline:
+                self.stop()
+                raise AssertionError(f"it does not serve {models}:\n{self.output}")
+            time.sleep(0.02)
 
 
 class FleetEndpoint(GatewayProcess):
@@ -119,7 +143,9 @@ class FleetEndpoint(GatewayProcess):
             controller = parts.enter_context(ControllerProcess())
             arguments = ("--controller-url", controller.url, *worker_arguments)
             self._worker = parts.enter_context(WorkerProcess(*arguments))
-            super().__init__(controllers=[controller])
+            with self._worker.http() as http:
+                models = [card["id"] for card in http.get("/v1/models").json()["data"]]
+            super().__init__(controllers=[controller], models=models)
             self._parts = parts.pop_all()
 
     @property

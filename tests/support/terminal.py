@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from support.wire import PATIENCE_S
 class Terminal:
     """A command on a pseudo-terminal. `screen` is all that it has shown."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
         self._own, theirs = pty.openpty()
         self._process = subprocess.Popen(
             [sys.executable, str(GUARDED), *arguments],
@@ -24,7 +25,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb"},
+            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", **(env or {})},
         )
         os.close(theirs)
         self.screen = ""
@@ -40,6 +41,10 @@ class Terminal:
             assert time.monotonic() < deadline and self._read(), f"no {text!r} in:\n{self.screen[self._seen :]}"
         start, self._seen = self._seen, at + len(text)
         return self.screen[start : self._seen]
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
 
     def end(self) -> int:
         """Wait for the command to end; its exit status."""
