@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -36,3 +37,11 @@ def tiny_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """The bundled model on OpenVINO."""
     with endpoint(request.param) as process:
         yield process
+
+
+@pytest.fixture
+def free_port() -> int:
+    """For a process that has to come back where it was."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

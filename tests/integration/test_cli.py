@@ -112,7 +112,7 @@ def test_serve_shows_how_to_call_it_and_what_it_shows_works() -> None:
 
 def test_help_and_version_need_no_model() -> None:
     assert run("--version").stdout.strip()
-    for command in ("serve", "worker", "chat"):
+    for command in ("serve", "gateway", "controller", "worker", "chat"):
         finished = run(command, "--help")
         assert finished.returncode == 0 and "--" in finished.stdout
 

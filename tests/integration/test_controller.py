@@ -140,15 +140,18 @@ def test_silence_on_a_watch_is_broken_by_signs_of_life(controller: httpx.Client)
         assert watch.next() == {"type": "alive", "version": version}
 
 
-def test_a_watcher_that_does_not_read_holds_up_nobody(controller: httpx.Client) -> None:
+def test_a_watcher_that_does_not_read_is_dropped_and_holds_up_nobody(
+    controller: httpx.Client, controller_process: ControllerProcess
+) -> None:
     models = [f"model-{number}-{'x' * 400}" for number in range(1000)]
     with RawConnection(str(controller.base_url)) as deaf, watching(controller) as watch:
         deaf.send(head("GET", "/fleet/watch").replace(b"host: test", b"host: localhost"))
         assert deaf.read_head()[0] == 200
         watch.next()
-        for count in range(60):
+        for count in range(80):
             beat(controller, worker_json("w", f"http://10.0.0.1:{1 + count}", *models))
             assert watch.next_change()["worker"]["url"].endswith(f":{1 + count}")
+        until(lambda: "does not read" in controller_process.output, "the deaf one is dropped")
 
 
 def test_a_silent_worker_expires_and_one_that_is_heard_does_not() -> None:

@@ -20,19 +20,22 @@ QUICK = ("--heartbeat-interval", "0.3", "--expiry", "1.5")
 KEY = "sk-the-key-of-a-stranger"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick() -> Iterator[ControllerProcess]:
-    """A controller with short times, which must outlive the test and never show the key."""
+    """A controller with short times."""
     with ControllerProcess(*QUICK) as process:
         yield process
-        assert process.alive()
-        assert KEY not in process.output and "Traceback" not in process.output, process.output
 
 
 @pytest.fixture
 def controller(quick: ControllerProcess) -> Iterator[httpx.Client]:
+    """It must outlive the test and never log the key. No server is left in it from other tests."""
     with quick.http() as http:
         yield http
+        for status in statuses(http).values():
+            unregister(http, status["url"])
+    assert quick.alive()
+    assert KEY not in quick.output and "Traceback" not in quick.output, quick.output
 
 
 def register(controller: httpx.Client, url: str, **fields: object) -> Json:

@@ -1,7 +1,6 @@
 """A fleet under load, while its parts come, leave, die and come back."""
 
 import signal
-import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,6 @@ from typing import Self
 
 import httpx
 import openai
-import pytest
 
 from support.fake_openai import FakeOpenAI
 from support.fleet import statuses, until
@@ -34,13 +32,6 @@ def request(model: str, *, tokens: int = 4, stream: bool = False) -> Json:
 def running(controller: httpx.Client) -> dict[str, int]:
     """How many choices each worker generates, by its URL."""
     return {status["url"]: status["load"]["running"] for status in statuses(controller).values()}
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 class Load:
