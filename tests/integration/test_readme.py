@@ -5,11 +5,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
+from chatfleet.worker.model_source import bundled_model_path
+from support.fake_openai import FakeOpenAI
+from support.fleet import until
 from support.processes import CommandProcess
+from support.wire import user
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,3 +101,52 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_three_machines_make_a_fleet(free_port: int) -> None:
+    """The commands for three machines, on one: only addresses, ports and the model's path are other."""
+    token_block, machines, others = (block for block in blocks("sh") if "chatfleet " in block or "TOKEN" in block)
+    token = subprocess.run(
+        f"{token_block}\nprintenv CHATFLEET_FLEET_TOKEN",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+    controller_url = f"http://127.0.0.1:{free_port}"
+
+    def arguments(line: str) -> list[str]:
+        line = line.replace("http://10.0.0.1:21001", controller_url)
+        return line.replace("path/to/model.gguf", str(bundled_model_path())).split()[1:]
+
+    commands = [arguments(line) for line in machines.splitlines() if line.startswith("chatfleet")]
+    assert [command[0] for command in commands] == ["controller", "worker", "gateway"]
+    assert all(command[command.index("--host") + 1] == "0.0.0.0" for command in commands)
+    env = {"CHATFLEET_FLEET_TOKEN": token}
+    with FakeOpenAI("theirs") as fake, ExitStack() as running:
+        for command, port in zip(commands, (free_port, 0, 0), strict=True):
+            process = running.enter_context(CommandProcess(*command, "--port", str(port), env=env))
+        key = commands[2][commands[2].index("--api-key") + 1]
+        with httpx.Client(base_url=process.url, headers={"authorization": f"Bearer {key}"}, timeout=60) as http:
+            until(lambda: http.get("/ready").status_code == 200, "the worker joins")
+            asked = http.post("/v1/chat/completions", json={"messages": user("What is the capital of France?")})
+            assert "Paris" in asked.json()["choices"][0]["message"]["content"]
+            export, *steps = others.splitlines()
+            env |= {
+                "CHATFLEET_CONTROLLER_URLS": export.partition("=")[2].replace("http://10.0.0.1:21001", controller_url)
+            }
+            for step in steps:
+                said = subprocess.run(
+                    [sys.executable, "-m", "chatfleet", *step.replace("http://10.0.0.4:8080", fake.url).split()[1:]],
+                    env={**os.environ, **env},
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
+                assert said.returncode == 0, said
+                served = step.split()[1] != "unregister"
+                until(
+                    lambda served=served: ("theirs" in http.get("/v1/models").text) == served,  # type: ignore[misc]
+                    f"after {step}",
+                )

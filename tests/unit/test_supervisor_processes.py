@@ -30,6 +30,8 @@ def part(name, role, script):
     command = (sys.executable, "-c", script) if script else ("/no/such/command",)
     return Part(name=name, role=Role[role], command=command)
 
+if len(sys.argv) > 2:
+    Role.grace_s = property(lambda role: float(sys.argv[2]))
 parts = [part(**each) for each in json.loads(sys.argv[1])]
 def watch(supervision, now):
     announced = {name: [*state.announcement.models] for name, state in supervision.states.items() if state.announcement}
@@ -53,11 +55,11 @@ SERVES = script("""
 class Supervised:
     """A supervisor of scripts, as a process."""
 
-    def __init__(self, **scripts: str) -> None:
+    def __init__(self, *, grace_s: float | None = None, **scripts: str) -> None:
         roles = {"gateway": "GATEWAY", "controller": "CONTROLLER"}
         parts = [{"name": name, "role": roles.get(name, "WORKER"), "script": body} for name, body in scripts.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, json.dumps(parts)],
+            [sys.executable, "-c", SUPERVISE, json.dumps(parts), *([] if grace_s is None else [str(grace_s)])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -181,6 +183,15 @@ def test_a_second_interrupt_kills_at_once_whatever_a_part_has_started() -> None:
             time.sleep(0.5)  # a person's pace: what comes faster is taken for one
             supervised.process.send_signal(signal.SIGINT)
         assert supervised.end(None) == 130
+        gone(children)
+
+
+def test_a_part_that_ignores_the_request_to_stop_is_killed_after_its_time() -> None:
+    with Supervised(worker=STUBBORN, grace_s=0.5) as supervised:
+        supervised.until("grandchild")
+        children = supervised.children()
+        assert supervised.end() == 0
+        assert "worker did not stop within 0.5 s and is killed." in supervised.output
         gone(children)
 
 
