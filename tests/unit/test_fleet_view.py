@@ -123,9 +123,10 @@ def test_an_absent_worker_goes_when_its_probe_fails_and_stays_while_it_answers()
     assert ids(view) == [] and view.next_doubt() is None
 
 
-def test_an_expired_worker_is_probed_at_once() -> None:
+@pytest.mark.parametrize("reason", ["expired", "replaced"])
+def test_a_worker_that_a_controller_gives_up_is_probed_at_once(reason: GoneReason) -> None:
     view = view_of(info("w1"))
-    view.apply(A, gone(1, "w1", "expired"), 50.0)
+    view.apply(A, gone(1, "w1", reason), 50.0)
     assert ids(view) == ["w1"] and doubtful(view, 50.0) == ["w1"]
     probe(view, 50.0, alive=False)
     assert ids(view) == []
@@ -231,7 +232,7 @@ class TwoControllers(RuleBasedStateMachine):
         if source in self.truth and worker_id in self.truth[source]:
             self.versions[source] += 1
             del self.truth[source][worker_id]
-            if reason != "expired" and worker_id not in self.departed:
+            if reason == "deregistered":
                 self.departed.add(worker_id)
             self.view.apply(source, gone(self.versions[source], worker_id, reason), self.now)
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from chatfleet.cli import chat, worker
+from chatfleet.cli import chat, controller, fleet, gateway, serve, worker
 from chatfleet.core.errors import ConfigurationError
 
 app = typer.Typer(
@@ -17,8 +17,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve")(worker.serve)
+app.command("serve")(serve.serve)
+app.command("gateway")(gateway.gateway)
 app.command("worker")(worker.worker)
+app.command("controller")(controller.controller)
+app.command("register")(fleet.register)
+app.command("unregister")(fleet.unregister)
+app.command("status")(fleet.status)
 app.command("chat")(chat.chat)
 
 

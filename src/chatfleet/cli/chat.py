@@ -7,27 +7,38 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from chatfleet.cli.local_fleet import find_endpoint
+
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
-
 
 def chat(
-    base_url: Annotated[str, typer.Option(help="The endpoint, with /v1.")] = DEFAULT_BASE_URL,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="The endpoint, with /v1. Default: what `chatfleet serve` runs here.", show_default=False),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the first that the endpoint serves.")] = None,
-    api_key: Annotated[str | None, typer.Option(help="Default: OPENAI_API_KEY, if set.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Default: CHATFLEET_API_KEY or OPENAI_API_KEY, if set.", show_default=False)
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Default: the endpoint's.")] = None,
 ) -> None:
     """Chat in the terminal, answers streaming. /reset starts over, /exit or Ctrl-D ends."""
-    from openai import OpenAI, OpenAIError
+    from openai import AuthenticationError, OpenAI, OpenAIError
 
     console = Console(highlight=False, soft_wrap=True)
-    client = OpenAI(base_url=base_url, api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none")
+    base_url = base_url or f"{find_endpoint()}/v1"
+    known_key = os.environ.get("CHATFLEET_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    client = OpenAI(base_url=base_url, api_key=api_key or known_key or "none")
     try:
         model = model or client.models.list().data[0].id
+    except AuthenticationError as exc:
+        message = f"{base_url} wants another API key. Set CHATFLEET_API_KEY, or give --api-key."
+        console.print(f"[bold red]Error:[/] {escape(message)}")
+        raise typer.Exit(1) from exc
     except OpenAIError as exc:
         message = f"{base_url} does not answer: {exc}. Is `chatfleet serve` running?"
         console.print(f"[bold red]Error:[/] {escape(message)}")

@@ -164,7 +164,7 @@ class FleetView:
         worker = self._workers.get(gone.worker_id)
         if worker is None or source not in worker.doubts:
             return
-        if gone.reason == "expired":
+        if gone.reason != "deregistered":  # by the controller's judgement: the probe has the last word
             worker.doubts[source] = now
         elif worker.info.kind == "chatfleet":  # its own word, whatever other controllers still believe
             del self._workers[gone.worker_id]

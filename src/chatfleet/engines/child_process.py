@@ -10,12 +10,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, Final
+
+from chatfleet.core.subprocesses import child_environment
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 _KILL_PATIENCE_S: Final = 30.0
 _SOCKET_BUFFER_BYTES: Final = 256 * 1024
 
@@ -103,7 +103,7 @@ class Child:
                 ],
                 stdin=sock.fileno(),
                 pass_fds=(lifeline_fd,),
-                env=_child_environment(),
+                env=child_environment(),
             )
         except Exception as exc:
             self._post(self._started.set_exception, exc)
@@ -116,13 +116,3 @@ class Child:
     def _post(self, callback: Callable[[Any], None], argument: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(callback, argument)
-
-
-def _child_environment() -> dict[str, str]:
-    """Ours; where ChatFleet runs from a source tree, the child must find it as we did."""
-    environment = dict(os.environ)
-    if _PACKAGE_ROOT.name not in ("site-packages", "dist-packages"):
-        paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        if str(_PACKAGE_ROOT) not in paths:
-            environment["PYTHONPATH"] = os.pathsep.join([*paths, str(_PACKAGE_ROOT)])
-    return environment

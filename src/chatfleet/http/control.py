@@ -1,6 +1,7 @@
 """Calling a controller: what workers, gateways and the command line share."""
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,7 +38,11 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 
 class ControllerError(ChatFleetError):
-    """A controller could not be reached, or refused. The message says which, and why."""
+    """A controller could not be reached, or refused. The message says which, and why; `status` is that of a refusal."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -125,7 +130,12 @@ class ControllerClient:
     def _failure(self, error: Exception) -> ControllerError:
         if isinstance(error, ValidationError):
             return ControllerError(f"{self.url} does not answer as a ChatFleet controller.")
-        words = "no answer in time" if isinstance(error, asyncio.TimeoutError) else str(error) or type(error).__name__
+        if isinstance(error, asyncio.TimeoutError):
+            words = "no answer in time"
+        elif isinstance(error, aiohttp.ClientConnectorError):
+            words = connection_problem(error)
+        else:
+            words = str(error) or type(error).__name__
         return ControllerError(f"The controller at {self.url} does not answer: {words}.")
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ControllerError:
@@ -134,7 +144,17 @@ class ControllerClient:
             message = (await response.json(content_type=None))["error"]["message"]
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             message = "its answer was not a ChatFleet controller's."
-        return ControllerError(f"The controller at {self.url} refused ({response.status}): {message}")
+        return ControllerError(
+            f"The controller at {self.url} refused ({response.status}): {message}", status=response.status
+        )
+
+
+def connection_problem(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, in words for a person: asyncio's own for a refused one name but the address."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted here"
+    reason = error.os_error
+    return os.strerror(reason.errno) if reason.errno and reason.errno > 0 else reason.strerror or str(reason)
 
 
 class AnswerTooLarge(ValueError):
