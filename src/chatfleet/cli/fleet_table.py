@@ -1,0 +1,91 @@
+"""A fleet's status as tables, readable at 80 columns."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from chatfleet.core.fleet import FleetStatus, WorkerStatus
+from chatfleet.http.control import ControllerError
+
+Report = tuple[str, FleetStatus | ControllerError]
+"""A controller's URL and what it answered."""
+
+_WORKER_CHARS = 30  # an id of ours has 23, a URL with an IPv4 address up to 28
+
+
+def fleet_tables(reports: Sequence[Report]) -> RenderableType:
+    """One table per controller, and below it what is wrong; a hint where there is no worker."""
+    parts: list[RenderableType] = []
+    for url, report in reports:
+        if parts:
+            parts.append(Text())
+        parts.extend([_error(report)] if isinstance(report, ControllerError) else _fleet(url, report))
+    return Group(*parts)
+
+
+def printable(text: str) -> str:
+    """Text of others without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest unit, such as `12 s` or `3 min`."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _error(error: ControllerError) -> Text:
+    return Text.assemble(("Error: ", "bold red"), printable(str(error)))
+
+
+def _fleet(url: str, fleet: FleetStatus) -> list[RenderableType]:
+    title = Text.assemble((printable(url), "bold"), f"  up {duration(fleet.uptime_s)}")
+    if not fleet.workers:
+        return [
+            title,
+            Text(
+                "  No worker yet. Start one:\n"
+                f"    chatfleet worker --controller-url {printable(url)}\n"
+                "  or register a server that runs already:\n"
+                f"    chatfleet register http://HOST:PORT --controller-url {printable(url)}"
+            ),
+        ]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    longest = max(max(len(worker.worker_id), len(worker.url)) for worker in fleet.workers)
+    table.add_column("Worker", overflow="fold", width=min(longest, _WORKER_CHARS))
+    table.add_column("Kind", no_wrap=True)
+    table.add_column("Models", overflow="fold")
+    table.add_column("State", no_wrap=True)
+    for header in ("Run", "Wait", "Heard"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for worker in fleet.workers:
+        table.add_row(*_cells(worker))
+    return [title, table, *(_problem(worker) for worker in fleet.workers if worker.problem is not None)]
+
+
+def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
+    silent = "never" if worker.silent_s is None else duration(worker.silent_s)
+    return (
+        Text.assemble(worker.worker_id, "\n", (printable(worker.url), "dim")),
+        Text(worker.kind),
+        Text(printable(", ".join(worker.model_names)) or "-"),
+        _state(worker),
+        Text(str(worker.load.running)),
+        Text(str(worker.load.waiting)),
+        Text(silent),
+    )
+
+
+def _state(worker: WorkerStatus) -> Text:
+    if worker.away:
+        return Text("away", "red")
+    return Text("ready", "green") if worker.ready else Text("not ready", "yellow")
+
+
+def _problem(worker: WorkerStatus) -> Text:
+    return Text.assemble(_state(worker), f": {printable(worker.url)}: {printable(worker.problem or '')}")

@@ -1,0 +1,67 @@
+"""`chatfleet gateway`: the endpoint that clients see, in one process or several."""
+
+import sys
+from typing import Any
+
+import uvloop
+from rich.markup import escape
+
+from chatfleet.cli.options import settings_command
+from chatfleet.cli.part import begin_part
+from chatfleet.cli.parts import gateway_parts
+from chatfleet.gateway.settings import GatewaySettings
+from chatfleet.supervisor.decisions import Supervision
+from chatfleet.supervisor.log import FleetLog, LogConsole
+from chatfleet.supervisor.parts import Role
+from chatfleet.supervisor.supervisor import Supervisor
+
+
+class _Lines:
+    """Two lines for a person, each once: that it listens, and what it serves."""
+
+    def __init__(self, console: LogConsole) -> None:
+        self._console = console
+        self._listening = self._serving = False
+
+    def announce(self, url: str, models: tuple[str, ...]) -> None:
+        if models and not self._serving:
+            self._serving = self._listening = True
+            self._console.show(escape(f"Serving {', '.join(models)} on {url}/v1"))
+        elif not self._listening:
+            self._listening = True
+            self._console.show(f"Gateway on {url}, waiting for workers")
+
+    def watch(self, supervision: Supervision, now: float) -> None:
+        """The same of several processes: what all of them serve."""
+        announcements = supervision.announcements(Role.GATEWAY)
+        if announcements is not None and not supervision.stopping:
+            served = set.intersection(*(set(announcement.models) for announcement in announcements))
+            self.announce(announcements[0].url, tuple(name for name in announcements[0].models if name in served))
+
+
+def _gateway(given: dict[str, Any]) -> None:
+    """Serve the models of a fleet behind one OpenAI-compatible endpoint."""
+    console = LogConsole()
+    lines = _Lines(console)
+    announce = begin_part(lines.announce)
+    settings = GatewaySettings.load(**given)
+    if settings.processes > 1:
+        sys.exit(_supervise(settings, console, lines))
+    from chatfleet.gateway.app import run_gateway
+
+    uvloop.run(run_gateway(settings, announce))
+
+
+def _supervise(settings: GatewaySettings, console: LogConsole, lines: _Lines) -> int:
+    """The exit status. Raises ConfigurationError before anything is started."""
+    from chatfleet.http.server import listen
+
+    settings.keys()  # what is wrong with keys or token is said once, and not by every process
+    settings.token()
+    with listen(settings.host, settings.port, settings.fd) as listener:
+        parts = gateway_parts(settings, listener, {})
+        log = FleetLog(console, [part.name for part in parts])
+        return Supervisor(parts, log, lines.watch).run()
+
+
+gateway = settings_command(GatewaySettings, _gateway)

@@ -1,0 +1,83 @@
+"""What a controller does, apart from HTTP: keeps the registry, and tells of its changes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from chatfleet.controller.liveness import ExpiryTimer
+from chatfleet.controller.registry import Registry
+from chatfleet.controller.watch import Watchers
+from chatfleet.core.fleet import FleetChange, FleetSnapshot, Heartbeat, Registration, WorkerInfo
+
+logger = logging.getLogger(__name__)
+
+
+class ControllerService:
+    """The fleet as this controller knows it, from its start on. Used on one event loop."""
+
+    def __init__(self, registry: Registry, *, controller_id: str, heartbeat_interval_s: float) -> None:
+        self.registry = registry
+        self.controller_id = controller_id
+        self.epoch = time.time_ns()
+        self.heartbeat_interval_s = heartbeat_interval_s
+        self._started_s = self.now()
+        self._watchers = Watchers(self.snapshot, lambda: registry.version)
+        self._expiry = ExpiryTimer(registry, self._watchers.publish, grace_s=heartbeat_interval_s)
+
+    @staticmethod
+    def now() -> float:
+        """Seconds of the clock that the registry counts in."""
+        return asyncio.get_running_loop().time()
+
+    @property
+    def uptime_s(self) -> float:
+        return self.now() - self._started_s
+
+    def hear(self, heartbeat: Heartbeat) -> Registration:
+        """Register a worker or keep it alive. Raises FleetFull."""
+        is_new = self.registry.get(heartbeat.worker.worker_id) is None
+        changes = self.registry.hear(heartbeat, self.now())
+        if is_new:
+            _log_arrival(heartbeat.worker, changes)
+        self._watchers.publish(changes)
+        self._expiry.arm()
+        return Registration(
+            controller_id=self.controller_id,
+            epoch=self.epoch,
+            heartbeat_interval_s=self.heartbeat_interval_s,
+            expiry_s=self.registry.expiry_s,
+        )
+
+    def deregister(self, worker_id: str) -> None:
+        """A worker leaves; nothing happens when it is not known."""
+        changes = self.registry.deregister(worker_id)
+        if changes:
+            logger.info("worker %s has left", worker_id)
+        self._watchers.publish(changes)
+
+    def snapshot(self) -> FleetSnapshot:
+        return FleetSnapshot(
+            controller_id=self.controller_id,
+            epoch=self.epoch,
+            version=self.registry.version,
+            expiry_s=self.registry.expiry_s,
+            workers=self.registry.workers(),
+        )
+
+    def watch(self) -> AsyncGenerator[bytes, None]:
+        """The fleet's events as server-sent events; see Watchers.watch."""
+        return self._watchers.watch()
+
+    def close(self) -> None:
+        """End all watches now, and expire nobody from now on."""
+        self._expiry.close()
+        self._watchers.close()
+
+
+def _log_arrival(worker: WorkerInfo, changes: list[FleetChange]) -> None:
+    for change in changes:
+        if change.type == "gone":
+            logger.warning("worker %s is replaced by %s, at the same URL", change.worker_id, worker.worker_id)
+    models = ", ".join(model.id for model in worker.models) or "no model yet"
+    logger.info("worker %s at %s serves %s", worker.worker_id, worker.url, models)

@@ -1,0 +1,54 @@
+"""The fleet for the eyes of a person. Nothing here holds a key."""
+
+from chatfleet.controller.registry import Member
+from chatfleet.controller.servers import Server, Servers
+from chatfleet.controller.service import ControllerService
+from chatfleet.core.fleet import FleetStatus, WorkerLoad, WorkerStatus
+
+
+def fleet_status(service: ControllerService, servers: Servers) -> FleetStatus:
+    """All workers, and the registered servers that are away."""
+    now = service.now()
+    problems = {server.worker_id: server.problem for server in servers}
+    present = [_present(member, problems.get(member.worker.worker_id), now) for member in service.registry]
+    away = [server_status(service, server) for server in servers if server.worker_id not in service.registry]
+    return FleetStatus(
+        controller_id=service.controller_id,
+        epoch=service.epoch,
+        version=service.registry.version,
+        uptime_s=service.uptime_s,
+        workers=tuple(sorted(present + away, key=lambda worker: (worker.url, worker.worker_id))),
+    )
+
+
+def server_status(service: ControllerService, server: Server) -> WorkerStatus:
+    """One registered server, present or away."""
+    now = service.now()
+    member = service.registry.get(server.worker_id)
+    if member is not None:
+        return _present(member, server.problem, now)
+    return WorkerStatus(
+        worker_id=server.worker_id,
+        url=server.registration.url,
+        kind="openai",
+        model_names=server.registration.model_names,
+        ready=False,
+        away=True,
+        load=WorkerLoad(),
+        silent_s=None if server.heard_s is None else now - server.heard_s,
+        problem=server.problem,
+    )
+
+
+def _present(member: Member, problem: str | None, now: float) -> WorkerStatus:
+    worker = member.worker
+    return WorkerStatus(
+        worker_id=worker.worker_id,
+        url=worker.url,
+        kind=worker.kind,
+        model_names=tuple(model.id for model in worker.models),
+        ready=worker.ready,
+        load=member.load,
+        silent_s=max(0.0, now - member.heard_s),
+        problem=problem,
+    )

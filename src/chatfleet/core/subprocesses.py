@@ -1,0 +1,17 @@
+"""The environment in which a Python process of ours finds the package as we did."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment; where ChatFleet runs from a source tree, that tree is on the child's path too."""
+    environment = dict(os.environ)
+    if _PACKAGE_ROOT.name not in ("site-packages", "dist-packages"):
+        paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        if str(_PACKAGE_ROOT) not in paths:
+            environment["PYTHONPATH"] = os.pathsep.join([*paths, str(_PACKAGE_ROOT)])
+    return environment
