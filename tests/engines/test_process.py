@@ -28,10 +28,11 @@ from chatfleet.core.errors import (
     InvalidRequest,
     UnsupportedParameter,
 )
+from chatfleet.core.subprocesses import restart_delay_s
 from chatfleet.engines import wire
 from chatfleet.engines.base import EngineConfig, GenerateRequest, SamplingParams, TokenDelta, TokenStream
 from chatfleet.engines.link import Link
-from chatfleet.engines.process import ProcessEngine, restart_delay_s
+from chatfleet.engines.process import ProcessEngine
 from chatfleet.engines.simulated import SimulatedBackend
 from engines.process_backends import BROKEN_ADD, EXITS, HOLDS_THE_GIL, REFUSED, SLOW_STEP, THROWS
 

@@ -1,6 +1,5 @@
 """The `chatfleet` command: what it prints, and one clear message for whatever keeps it from starting."""
 
-import os
 import re
 import socket
 import subprocess
@@ -10,30 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import GUARDED, CommandProcess, Endpoint, WorkerProcess
+from support.command import refused, run
+from support.processes import CommandProcess, Endpoint, WorkerProcess
 from support.wire import PATIENCE_S
-
-
-def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end."""
-    return subprocess.run(
-        [sys.executable, str(GUARDED), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", **(env or {})},
-    )
-
-
-def refused(finished: subprocess.CompletedProcess[str], *words: str) -> None:
-    """It ended with status 2 and one message that has these words."""
-    output = finished.stdout + finished.stderr
-    assert finished.returncode == 2, output
-    assert "Traceback" not in output and "Error" in output, output
-    assert len(output.strip().splitlines()) <= 6, output
-    for word in words:
-        assert word in output, output
-
 
 SIMULATED = ("worker", "--engine", "simulated", "--port", "0")
 

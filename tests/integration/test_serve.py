@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -271,7 +272,16 @@ def test_what_is_being_answered_is_finished_first(tmp_path: Path) -> None:
         assert serve.stop() == 0
 
 
-def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+def _refuses(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_who_comes_while_it_stops_is_refused_and_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     with ServeProcess(*SIMULATED, "--sim-itl-ms", "1000", "m", folder=tmp_path) as serve, serve.http() as http:
         processes = serve.everything()
         body = {"model": "m", "messages": user("hello"), "stream": True, "max_tokens": 1000}
@@ -279,6 +289,8 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
             next(response.iter_bytes())
             os.kill(serve.pid, signal.SIGINT)
             until(lambda: "another Ctrl-C kills everything at once" in serve.output, "the offer")
+            until(lambda: _refuses(serve.url), "a refusal")
+            assert serve.alive()
             time.sleep(0.5)  # a person's pace: what comes faster is taken for one
             os.kill(serve.pid, signal.SIGINT)
             until(lambda: not serve.alive(), "the end")

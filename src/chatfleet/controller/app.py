@@ -19,7 +19,7 @@ from chatfleet.controller.state_file import StateFile, default_state_file
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import RequestMiddleware
 from chatfleet.http.server import base_url, listen, make_server
-from chatfleet.http.trust import JsonMutations, KeyGuard, Keys, KnownHost
+from chatfleet.http.trust import JsonMutations, add_guard
 
 
 def create_app(
@@ -41,11 +41,8 @@ def create_app(
 
     app = FastAPI(title="ChatFleet controller", openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.include_router(make_router(service, servers))
-    if token is None:
-        app.add_middleware(JsonMutations)
-        app.add_middleware(KnownHost, host=host)
-    else:
-        app.add_middleware(KeyGuard, keys=Keys([token]))
+    app.add_middleware(JsonMutations)
+    add_guard(app, token=token, host=host)
     app.add_middleware(RequestMiddleware)
     install_error_handlers(app)
     return app

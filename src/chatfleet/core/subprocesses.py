@@ -1,4 +1,4 @@
-"""The environment in which a Python process of ours finds the package as we did."""
+"""What starting processes of our own takes: where they find the package, and when to start them again."""
 
 import os
 from pathlib import Path
@@ -15,3 +15,8 @@ def child_environment() -> dict[str, str]:
         if str(_PACKAGE_ROOT) not in paths:
             environment["PYTHONPATH"] = os.pathsep.join([*paths, str(_PACKAGE_ROOT)])
     return environment
+
+
+def restart_delay_s(failures: int, first_s: float, max_s: float) -> float:
+    """How long to wait before a start, after so many earlier failures without a spell of health."""
+    return float(min(first_s * 2 ** min(failures, 32), max_s))

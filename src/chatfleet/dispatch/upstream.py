@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import aiohttp
 
 from chatfleet.core.errors import WorkerFailed
+from chatfleet.http.control import AnswerTooLarge, read_bounded
 
 CONNECT_TIMEOUT_S: Final = 5.0
 POOL_IDLE_S: Final = 4.0
@@ -83,17 +84,12 @@ class _AiohttpResponse:
             raise _failed(exc) from exc
 
     async def read_all(self) -> bytes:
-        parts: list[bytes] = []
-        size = 0
         try:
-            async for part in self._response.content.iter_any():
-                size += len(part)
-                if size > MAX_ANSWER_BYTES:
-                    raise WorkerFailed(f"The worker's answer is larger than {MAX_ANSWER_BYTES // 2**20} MB.")
-                parts.append(part)
+            return await read_bounded(self._response, MAX_ANSWER_BYTES)
+        except AnswerTooLarge as exc:
+            raise WorkerFailed(f"The worker's answer is larger than {MAX_ANSWER_BYTES // 2**20} MB.") from exc
         except aiohttp.ClientError as exc:
             raise _failed(exc) from exc
-        return b"".join(parts)
 
     def close(self) -> None:
         self._response.close()

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from chatfleet.core.errors import ConfigurationError, EngineError, EngineUnavailable, InvalidRequest
+from chatfleet.core.subprocesses import restart_delay_s
 from chatfleet.engines.base import Capabilities, Engine, EngineConfig, EngineStats, GenerateRequest, SamplingParams
 from chatfleet.engines.child_process import Child
 from chatfleet.engines.link import Link
@@ -35,11 +36,6 @@ def _exit_words(returncode: int | None) -> str:
 
 def _stall_words(link: Link) -> str:
     return f"gave no sign of life for {link.stalled_s:g} s and was killed"
-
-
-def restart_delay_s(failures: int, first_s: float, max_s: float) -> float:
-    """How long to wait before a start, after so many earlier failures without a spell of health."""
-    return float(min(first_s * 2 ** min(failures, 32), max_s))
 
 
 class ProcessEngine(Engine):

@@ -163,12 +163,14 @@ class AnswerTooLarge(ValueError):
 
 async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """The whole body. Raises AnswerTooLarge as soon as it is over `max_bytes`, and what aiohttp raises."""
-    data = await response.content.read(max_bytes + 1)
-    while len(data) <= max_bytes and (more := await response.content.read(max_bytes)):
-        data += more
-    if len(data) > max_bytes:
-        raise AnswerTooLarge(f"the answer is larger than {max_bytes} bytes")
-    return data
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > max_bytes:
+            raise AnswerTooLarge(f"the answer is larger than {max_bytes} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def retry_delay_s(failures: int, rng: random.Random) -> float:

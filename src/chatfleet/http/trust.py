@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -101,3 +102,11 @@ def host_name(values: list[str]) -> str:
     if value.startswith("["):
         return value[1:].partition("]")[0]
     return value.partition(":")[0]
+
+
+def add_guard(app: Starlette, *, token: str | None, host: str) -> None:
+    """Let in only who has the fleet's token; where there is none, only who calls this machine, or `host`, by name."""
+    if token is None:
+        app.add_middleware(KnownHost, host=host)
+    else:
+        app.add_middleware(KeyGuard, keys=Keys([token]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from chatfleet.core.subprocesses import restart_delay_s
 from chatfleet.supervisor.channel import Announcement
 from chatfleet.supervisor.parts import STOP_ORDER, Part, Role
 
@@ -73,11 +74,6 @@ class PartState:
     @property
     def running(self) -> bool:
         return self.start_at is None
-
-
-def restart_delay_s(failures: int) -> float:
-    """How long to wait before a start, after so many earlier failures without a spell of health."""
-    return float(min(FIRST_RESTART_S * 2 ** min(failures, 32), MAX_RESTART_S))
 
 
 class Supervision:
@@ -154,7 +150,7 @@ class Supervision:
             return Misconfigured()
         if ready_at is not None and now - ready_at >= HEALTHY_AFTER_S:
             state.failures = 0
-        delay_s = restart_delay_s(state.failures)
+        delay_s = restart_delay_s(state.failures, FIRST_RESTART_S, MAX_RESTART_S)
         state.failures += 1
         state.start_at = now + delay_s
         return Restart(delay_s)

@@ -16,7 +16,7 @@ from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import RequestMiddleware
 from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
-from chatfleet.http.trust import KeyGuard, Keys, KnownHost
+from chatfleet.http.trust import add_guard
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.model_source import load_served_model
 from chatfleet.worker.registration import Membership
@@ -32,10 +32,7 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
     make are refused, and `host` is known as this server's name beside those of loopback."""
     app = documented_app("ChatFleet worker")
     app.include_router(make_router(service, strict=strict))
-    if token is None:
-        app.add_middleware(KnownHost, host=host)
-    else:
-        app.add_middleware(KeyGuard, keys=Keys([token]))
+    add_guard(app, token=token, host=host)
     app.add_middleware(RequestMiddleware)
     install_error_handlers(app)
     return app
