@@ -298,11 +298,24 @@ def test_no_header_of_a_client_reaches_a_worker_but_the_allowed(fake: FakeOpenAI
     assert reached == {
         **trace,
         "x-request-id": "req-1",
+        "x-chatfleet-hops": "1",
         "authorization": "Bearer sk-upstream",
         "host": fake.url.removeprefix("http://"),
         "content-type": "application/json",
         "content-length": str(len(fake.bodies[-1])),
     }
+
+
+def test_a_gateway_that_is_its_own_worker_is_found_out() -> None:
+    with FakeOpenAI("one") as fake, ControllerProcess() as controller, controller.http() as fleet:
+        assert fleet.post("/fleet/servers", json={"url": fake.url}).status_code == 200
+        with GatewayProcess(controllers=[controller], models=["one"]) as gateway, gateway.http() as http:
+            assert fleet.post("/fleet/servers", json={"url": gateway.url}).status_code == 200
+            json_type = {"content-type": "application/json"}
+            assert fleet.delete("/fleet/servers", params={"url": fake.url}, headers=json_type).status_code == 200
+            until(lambda: ask(http).status_code != 200, "only the gateway itself is left")
+            for stream in (False, True):
+                failed(ask(http, stream=stream), 508, code="loop_detected")
 
 
 def test_our_own_workers_get_the_fleet_token_and_nothing_of_the_client(fake: FakeOpenAI) -> None:

@@ -13,13 +13,15 @@ Reply = Callable[[Callable[[bytes], object]], object]
 
 def http_answer(body: bytes, *headers: str, status: int = 200, content_type: str = "application/json") -> bytes:
     """A whole answer, as it goes over the wire."""
-    lines = (f"HTTP/1.1 {status} X", f"content-type: {content_type}", f"content-length: {len(body)}", *headers)
+    framing = (f"content-type: {content_type}", f"content-length: {len(body)}", "connection: close")
+    lines = (f"HTTP/1.1 {status} X", *framing, *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def stream_head(*headers: str) -> bytes:
     """The head of a chunked event stream."""
-    lines = ("HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked", *headers)
+    framing = ("content-type: text/event-stream", "transfer-encoding: chunked", "connection: close")
+    lines = ("HTTP/1.1 200 OK", *framing, *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 

@@ -176,6 +176,12 @@ class WorkerFailed(ServingError):
     status, type, code = 502, "server_error", "worker_failed"
 
 
+class LoopDetected(ServingError):
+    """The request has come through too many gateways: one is probably a worker of its own (508)."""
+
+    status, type, code = 508, "server_error", "loop_detected"
+
+
 class WorkerRefused(ServingError):
     """A worker's own error, passed on with the status and the codes that it gave."""
 

@@ -42,7 +42,7 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
 
     `announce(base_url, names)` is called once requests are taken, and whenever other names can be asked for.
     """
-    token = settings.token()
+    token = await asyncio.to_thread(settings.token)
     view = FleetView()
     names = ModelNames(view, settings.alias_map(), settings.default_model)
     async with AiohttpUpstream.new_session() as session, new_session() as control:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from chatfleet import __version__
-from chatfleet.core.errors import WorkerFailed
+from chatfleet.core.errors import LoopDetected, WorkerFailed
 from chatfleet.core.fleet import WorkerInfo
 from chatfleet.dispatch.events import KEEP_ALIVE
 from chatfleet.dispatch.exchange import Exchange, is_event_stream, media_type
@@ -23,6 +23,11 @@ from chatfleet.http.streaming import EventStreamResponse, until_disconnect
 
 TO_WORKER: Final = ("traceparent", "tracestate")
 """The headers of a client that reach a worker; all others are the gateway's own."""
+
+HOPS: Final = "x-chatfleet-hops"
+"""How many gateways a request has come through: one may be the worker of another, and by mistake of itself."""
+
+MAX_HOPS: Final = 8
 
 _JSON: Final = "application/json"
 
@@ -78,12 +83,20 @@ class Relay:
         exchange.send(path, parameters, self._headers_for(worker, request.headers, request.state.request_id))
 
     def _headers_for(self, worker: WorkerInfo, given: Mapping[str, str], request_id: str) -> dict[str, str]:
+        """Raises LoopDetected."""
+        hops = _hops(given)
+        if hops >= MAX_HOPS:
+            raise LoopDetected(
+                f"The request has come through {hops} gateways. One of them is probably registered as a server of its "
+                "own fleet: see `chatfleet status`."
+            )
         return {
             **{name: given[name] for name in TO_WORKER if name in given},
             **bearer(self._token if worker.kind == "chatfleet" else worker.api_key),
             "content-type": _JSON,
             "user-agent": f"chatfleet/{__version__}",
             "x-request-id": request_id,
+            HOPS: str(hops + 1),
         }
 
     async def _answered(self, request: Request, exchange: Exchange, *, is_stream: bool) -> Response:
@@ -99,3 +112,8 @@ class Relay:
         body = await until_disconnect(request.receive, answer.read_all())
         await exchange.aclose()
         return Response(body, media_type=_JSON)
+
+
+def _hops(headers: Mapping[str, str]) -> int:
+    given = headers.get(HOPS, "")
+    return int(given) if given.isascii() and given.isdigit() and len(given) < 3 else 0
