@@ -38,6 +38,7 @@ async def test_what_routing_needs_is_read(body: bytes, model: str | None, stream
         (b'"model"', None),
         (b'{"model": "m"', None),
         (b"\xff", None),
+        (b'{"model": "\xff\xfem"}', None),
         (b'{"model": 5}', "model"),
         (b'{"model": ["m"]}', "model"),
         (b'{"model": "' + b"m" * 513 + b'"}', "model"),

@@ -128,3 +128,9 @@ def test_each_model_has_its_names(given: dict[str, object], named: object) -> No
 def test_names_that_are_not_clear_are_refused_saying_how_to_give_them(given: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match="--model-name"):
         settings(**given).named_models()
+
+
+def test_workers_that_start_together_divide_the_free_memory() -> None:
+    models = [("a.gguf", ("a",)), ("b.gguf", ("b",))]
+    parts = worker_parts(ServeSettings.load(), models, {}, workers_per_model=2)
+    assert [float(part.environment["CHATFLEET_MEMORY_SHARE"]) for part in parts] == [0.25] * 4

@@ -58,8 +58,9 @@ def worker_parts(
     workers_per_model: int,
 ) -> list[Part]:
     """Workers of each model, which is given with the names that it is served under."""
-    given = given_values(settings, EngineSettings.model_fields.keys())
     each = [model for model in models for _ in range(workers_per_model)]
+    shared = {"memory_share": settings.memory_share / max(1, len(each))}  # they look at what is free all at once
+    given = given_values(settings, EngineSettings.model_fields.keys()) | shared
     labels = distinct(["controller", "gateway", *(_label(names[0]) for _, names in each)])[2:]
     return [
         Part(

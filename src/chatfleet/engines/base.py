@@ -99,6 +99,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A GGUF file or a model folder; None where the engine has no model (simulated)."""
     context_length: int | None = None
     kv_cache_gb: float | None = None
+    memory_share: float = 1.0
+    """The part of the free memory that this engine may reckon with: others may be loading beside it."""
     max_concurrency: int = 64
     device: str = "auto"
     deterministic: bool = False

@@ -59,7 +59,7 @@ def _read_routing(body: bytes) -> RoutingFields:
     check_depth(body)
     try:
         return msgspec.json.decode(body, type=RoutingFields)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         worded = validate_body(_WordedRoutingFields, body)
         return RoutingFields(model=worded.model, stream=worded.stream)
 

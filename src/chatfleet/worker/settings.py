@@ -26,6 +26,9 @@ class EngineSettings(Settings):
     deterministic: bool = setting(False, "Compute in f32: the same tokens alone and batched.", _MODEL)
     context_length: int | None = setting(None, "Allow fewer tokens than the model can.", _LIMITS, ge=1)
     kv_cache_gb: float | None = setting(None, "Size of the KV cache; default: from free memory.", _LIMITS, gt=0)
+    memory_share: float = setting(
+        1.0, "Part of the free memory to reckon with; `serve` divides it among its workers.", _LIMITS, gt=0, le=1
+    )
     max_concurrency: int = setting(64, "Choices generated at once.", _LIMITS, ge=1, le=4096)
     max_queue: int = setting(1024, "Choices that may wait; past it 429.", _LIMITS, ge=0)
     strict: bool = setting(False, "Refuse request fields that nobody knows.", _LIMITS)
@@ -44,6 +47,7 @@ class EngineSettings(Settings):
             model_path=model_path,
             context_length=self.context_length,
             kv_cache_gb=self.kv_cache_gb,
+            memory_share=self.memory_share,
             max_concurrency=self.max_concurrency,
             device=self.device,
             deterministic=self.deterministic,

@@ -207,7 +207,7 @@ class OpenVINOBackend(Backend):
             block_tokens=block_tokens,
             context_length=self._context_length,
             max_concurrency=self._config.max_concurrency,
-            free_bytes=max(0, available_bytes() - self._model.resident_bytes),
+            free_bytes=max(0, int(available_bytes() * self._config.memory_share) - self._model.resident_bytes),
             kv_cache_gb=self._config.kv_cache_gb,
         )
         fixed_s, per_token_s = measure_step_cost(
