@@ -65,7 +65,7 @@ def probe(view: FleetView, now: float, *, alive: bool) -> None:
 
 def test_nothing_is_known_before_a_snapshot() -> None:
     view = FleetView()
-    assert not view.known and not view.models()
+    assert not view.models()
     with pytest.raises(Gap):
         view.apply(A, ControllerAlive(version=0), 0.0)
 
@@ -90,7 +90,7 @@ def test_a_worker_that_is_not_ready_is_kept_but_not_chosen() -> None:
 def test_a_request_is_counted_through_changes_of_its_worker() -> None:
     view = view_of(info("w1"))
     (worker,) = view.workers_of("m")
-    with worker.slot():
+    with worker.slot(lambda: None):
         view.apply(A, WorkerChanged(version=1, worker=info("w1", "m", "n")), 0.0)
         assert view.workers_of("n")[0].in_flight == 1
     assert view.workers_of("n")[0].in_flight == 0
@@ -183,10 +183,27 @@ def test_a_foreign_server_that_one_controller_forgets_stays_with_the_other_and_m
 def test_a_model_whose_workers_are_gone_is_remembered_for_a_while() -> None:
     view = view_of(info("w1", "m"), info("w2", "n"))
     view.apply(A, gone(1, "w1", "deregistered"), 10.0)
-    assert view.served_lately("m", 11.0) and not view.served_lately("x", 11.0)
-    assert not view.served_lately("m", 10.0 + MODEL_MEMORY_S)
+    assert view.is_away("m", 11.0) and not view.is_away("x", 11.0) and not view.is_away("n", 11.0)
+    assert not view.is_away("m", 10.0 + MODEL_MEMORY_S)
     view.apply(A, WorkerChanged(version=2, worker=info("w3", "m")), 20.0)
-    assert not view.served_lately("m", 20.0) and view.serves("m")
+    assert not view.is_away("m", 20.0) and view.serves("m")
+
+
+def test_a_model_whose_workers_are_not_ready_is_away_and_not_unknown() -> None:
+    view = view_of(info("w1", ready=False))
+    assert view.is_away("m", 0.0) and not view.serves("m")
+
+
+def test_the_requests_of_a_worker_that_is_dead_are_told() -> None:
+    view = view_of(info("w1"))
+    (worker,) = view.workers_of("m")
+    told: list[str] = []
+    with worker.slot(lambda: told.append("first")), worker.slot(lambda: told.append("second")):
+        view.apply(A, gone(1, "w1", "expired"), 0.0)
+        probe(view, 0.0, alive=True)
+        assert told == []
+        probe(view, REPROBE_S, alive=False)
+        assert told == ["first", "second"]
 
 
 class TwoControllers(RuleBasedStateMachine):

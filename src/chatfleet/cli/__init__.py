@@ -49,6 +49,8 @@ def main() -> None:
     """Run the command. A ConfigurationError is printed as one message, and the exit status is 2."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ConfigurationError as exc:
         Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(exc))}", highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -6,6 +6,7 @@ from typing import Any
 import uvloop
 from rich.markup import escape
 
+from chatfleet.cli.greeting import open_door
 from chatfleet.cli.options import settings_command
 from chatfleet.cli.part import begin_part
 from chatfleet.cli.parts import gateway_parts
@@ -31,6 +32,9 @@ class _Lines:
             self._listening = True
             self._console.show(f"Gateway on {url}, waiting for workers")
 
+    def warn(self, warning: str) -> None:
+        self._console.show(warning)
+
     def watch(self, supervision: Supervision, now: float) -> None:
         """The same of several processes: what all of them serve."""
         announcements = supervision.announcements(Role.GATEWAY)
@@ -45,6 +49,8 @@ def _gateway(given: dict[str, Any]) -> None:
     lines = _Lines(console)
     announce = begin_part(lines.announce)
     settings = GatewaySettings.load(**given)
+    if announce == lines.announce and (warning := open_door(settings)):
+        lines.warn(warning)
     if settings.processes > 1:
         sys.exit(_supervise(settings, console, lines))
     from chatfleet.gateway.app import run_gateway

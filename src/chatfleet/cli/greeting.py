@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from chatfleet.core.access import is_loopback
+from chatfleet.gateway.settings import EndpointSettings
 from chatfleet.supervisor.decisions import Supervision
 from chatfleet.supervisor.log import FleetLog
 from chatfleet.supervisor.parts import Role
@@ -110,4 +112,14 @@ def snippets(url: str, models: Sequence[str], *, with_key: bool) -> str:
         f"[bold]curl[/]\n{escape(curl)}\n"
         f"[bold]OpenAI SDK[/]\n{escape(sdk)}\n"
         f"[bold]Terminal[/]\n  chatfleet chat --base-url {url}/v1\n"
+    )
+
+
+def open_door(settings: EndpointSettings) -> str | None:
+    """A warning where strangers may use the endpoint. Raises ConfigurationError."""
+    if settings.keys() or is_loopback(settings.host):
+        return None
+    return (
+        f"Warning: with --host {settings.host} and without an API key, whoever reaches the port may use it. Set "
+        "CHATFLEET_API_KEYS or --api-keys-file to ask for keys."
     )

@@ -10,11 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from chatfleet.cli.greeting import Start, snippets
+from chatfleet.cli.greeting import Start, open_door, snippets
 from chatfleet.cli.local_fleet import LocalFleet, published, run_folder
 from chatfleet.cli.options import settings_command
 from chatfleet.cli.parts import as_environment, controller_part, gateway_parts, worker_parts
-from chatfleet.core.access import is_loopback
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import setting
 from chatfleet.gateway.settings import EndpointSettings
@@ -82,11 +81,8 @@ def _run(settings: ServeSettings) -> int:
             *gateway_parts(settings, endpoint, member),
         ]
         log = FleetLog(console, [part.name for part in parts])
-        if not with_key and not is_loopback(settings.host):
-            log.say(
-                f"Warning: with --host {settings.host} and without an API key, whoever reaches port "
-                f"{endpoint.getsockname()[1]} may use it. Set CHATFLEET_API_KEYS or --api-keys-file to ask for keys."
-            )
+        if warning := open_door(settings):
+            log.say(warning)
         _publish(stack, folder, LocalFleet(url, controller_url, token, os.getpid(), time.time()), log)
         start = Start(
             console, log, lambda names: console.show(snippets(url, names, with_key=with_key)), time.monotonic()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os.path
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -17,33 +17,19 @@ from chatfleet.controller.service import ControllerService
 from chatfleet.controller.settings import ControllerSettings
 from chatfleet.controller.state_file import StateFile, default_state_file
 from chatfleet.http.errors import install_error_handlers
-from chatfleet.http.middleware import RequestMiddleware
+from chatfleet.http.middleware import handle_requests
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import JsonMutations, add_guard
 
 
-def create_app(
-    service: ControllerService,
-    servers: Servers,
-    *,
-    token: str | None,
-    host: str,
-    on_start: Callable[[], None] = lambda: None,
-) -> FastAPI:
+def create_app(service: ControllerService, servers: Servers, *, token: str | None, host: str) -> FastAPI:
     """`token`, where given, is what every call must carry; without one, calls that a web page could make are refused,
-    and `host` is known as this server's name beside those of loopback. `on_start` is called when requests are
-    answered."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        on_start()
-        yield
-
-    app = FastAPI(title="ChatFleet controller", openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    and `host` is known as this server's name beside those of loopback."""
+    app = FastAPI(title="ChatFleet controller", openapi_url=None, redirect_slashes=False)
     app.include_router(make_router(service, servers))
     app.add_middleware(JsonMutations)
     add_guard(app, token=token, host=host)
-    app.add_middleware(RequestMiddleware)
+    handle_requests(app)
     install_error_handlers(app)
     return app
 
@@ -71,7 +57,8 @@ async def run_controller(settings: ControllerSettings, announce: Callable[[str],
             contextlib.aclosing(Servers(service, session, _state_file(settings))) as servers,
         ):
             await servers.restore()
-            app = create_app(service, servers, token=token, host=host, on_start=lambda: announce(base_url(host, port)))
+            app = create_app(service, servers, token=token, host=host)
+            announce(base_url(host, port))
             try:
                 await make_server(app, on_stop=service.close).serve(sockets=[listener])
             finally:

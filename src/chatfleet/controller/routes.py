@@ -71,11 +71,11 @@ def make_router(service: ControllerService, servers: Servers) -> APIRouter:
     async def watch(request: Request) -> Response:
         return await EventStreamResponse.open(request.receive, service.watch())
 
-    @router.get("/health")
+    @router.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> dict[str, str]:
         return {"status": "ok"}
 

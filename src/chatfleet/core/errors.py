@@ -97,8 +97,9 @@ class ModelNotFound(ServingError):
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
-    def __init__(self, requested: str, served: Iterable[str]) -> None:
-        super().__init__(f"The model `{requested}` does not exist here. Served: {model_list(served)}.", param="model")
+    def __init__(self, requested: str, served: Iterable[str], *, alias_of: str | None = None) -> None:
+        model = f"`{requested}`" if alias_of is None else f"`{alias_of}`, which `{requested}` stands for,"
+        super().__init__(f"The model {model} does not exist here. Served: {model_list(served)}.", param="model")
 
 
 class PathNotFound(ServingError):

@@ -21,6 +21,8 @@ SNAPSHOT_PATH: Final = f"{FLEET_PATH}/snapshot"
 STATUS_PATH: Final = f"{FLEET_PATH}/status"
 WATCH_PATH: Final = f"{FLEET_PATH}/watch"
 
+MAX_MODEL_ID_CHARS: Final = 512
+
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -31,7 +33,7 @@ def _base_url(value: str) -> str:
         port_is_right = parts.port is None or 0 < parts.port < 65536
     except ValueError:
         port_is_right = False
-    plain = not (parts.query or parts.fragment or parts.username or parts.password) and value.isprintable()
+    plain = value.isprintable() and not any(part in value for part in ("?", "#", "@", "\\", "/../", "/./"))
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right or not plain or " " in value:
         raise ValueError("must be a URL such as http://10.0.0.2:21002")
     return value.rstrip("/")
@@ -45,7 +47,7 @@ def _header_safe(value: str) -> str:
 
 BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
 WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
-ModelId = Annotated[str, Field(min_length=1, max_length=512)]
+ModelId = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID_CHARS)]
 ApiKey = Annotated[str, AfterValidator(_header_safe)]
 WorkerKind = Literal["chatfleet", "openai"]
 GoneReason = Literal["deregistered", "expired", "replaced"]

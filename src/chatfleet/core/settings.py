@@ -54,11 +54,18 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             wrong = exc.errors(include_url=False)[0]
             name = ".".join(map(str, wrong["loc"]))
-            flag = "--" + name.replace("_", "-")
+            flag = cls._flag(name)
             shown = "set to what it is" if cls._is_secret(name) else repr(wrong["input"])
             raise ConfigurationError(
                 f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {shown}: {wrong['msg']}."
             ) from exc
+
+    @classmethod
+    def _flag(cls, name: str) -> str:
+        field = cls.model_fields.get(name.partition(".")[0])
+        extra = field.json_schema_extra if field is not None else None
+        own = extra.get("flag") if isinstance(extra, dict) else None
+        return str(own or "--" + name.replace("_", "-"))
 
     @classmethod
     def _is_secret(cls, name: str) -> bool:

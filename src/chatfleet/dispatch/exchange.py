@@ -27,10 +27,12 @@ class Exchange:
         self._worker = worker
         self._keep_alive_s = keep_alive_s
         self._opening: asyncio.Task[UpstreamResponse] | None = None
+        self._response: UpstreamResponse | None = None
         self._splitter = EventSplitter()
         self._ended = False
+        self._lost = False
         self._held = ExitStack()
-        self._held.enter_context(worker.slot())
+        self._held.enter_context(worker.slot(self._lose))
 
     def send(self, path: str, body: bytes, headers: Headers) -> None:
         """Begin. `answer` tells what comes of it."""
@@ -40,7 +42,12 @@ class Exchange:
         """The worker's answer once its head has come, if it is a 200. Raises ServingError. Cancelling it loses
         nothing."""
         assert self._opening is not None, "nothing was sent"
-        return await asyncio.shield(self._opening)
+        try:
+            return await asyncio.shield(self._opening)
+        except asyncio.CancelledError:
+            if self._lost and self._opening.cancelled():
+                raise WorkerFailed("The model's worker is gone. Try again.") from None
+            raise
 
     async def answer_in_time(self) -> UpstreamResponse | None:
         """The same, or None when nothing has come before a stream must be kept alive."""
@@ -53,10 +60,20 @@ class Exchange:
     async def _open(self, path: str, body: bytes, headers: Headers) -> UpstreamResponse:
         info = self._worker.info
         response = await self._upstream.post(info.url + path, body, headers)
+        self._response = response
         self._held.callback(response.close)
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise WorkerFailed("The model's worker sent a compressed answer, which nobody asked for.")
         if response.status != 200:
             raise refusal(info, response.status, await response.read_all(), response.headers)
         return response
+
+    def _lose(self) -> None:
+        self._lost = True
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._response is not None:
+            self._response.close()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -69,9 +86,13 @@ class Exchange:
             except TimeoutError:
                 return KEEP_ALIVE
             self._ended = not data
-            if events := self._splitter.finish() if self._ended else self._splitter.feed(data):
+            if events := self._splitter.feed(data) if data else self._splitter.finish(is_framed=self._is_framed()):
                 return events
         raise StopAsyncIteration
+
+    def _is_framed(self) -> bool:
+        assert self._response is not None
+        return bool({"transfer-encoding", "content-length"} & {name.lower() for name in self._response.headers})
 
     async def _read(self) -> bytes:
         response = await self.answer()
@@ -82,12 +103,14 @@ class Exchange:
     async def aclose(self) -> None:
         """Give back the slot and the connection. Idempotent; what was not read to its end is dropped, and the worker
         stops working on it."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait({self._opening})
-            if not self._opening.cancelled():
-                self._opening.exception()  # retrieved: whoever waited for it has it, or is gone
-        self._held.close()
+        try:
+            if self._opening is not None:
+                self._opening.cancel()
+                await asyncio.wait({self._opening})
+                if not self._opening.cancelled():
+                    self._opening.exception()  # retrieved: whoever waited for it has it, or is gone
+        finally:
+            self._held.close()
 
 
 def media_type(response: UpstreamResponse) -> str:

@@ -27,7 +27,7 @@ def refusal(worker: WorkerInfo, status: int, body: bytes, headers: Headers) -> S
     if status in _BETWEEN_US:
         logger.error("the worker %s at %s refuses the gateway (status %d)", worker.worker_id, worker.url, status)
         return WorkerFailed("The model's worker does not accept this gateway. Its operator must check their tokens.")
-    if status < 400:
+    if not 400 <= status < 600:
         return WorkerFailed("The model's worker did not answer as OpenAI's API does.")
     try:
         found: Any = msgspec.json.decode(body)

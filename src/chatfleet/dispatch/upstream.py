@@ -1,5 +1,6 @@
 """How a request gets to a worker: one small interface, and aiohttp behind it."""
 
+import socket
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -55,7 +56,7 @@ class AiohttpUpstream:
         """Without bounds on connections: what may run is bounded by workers, not by the pool. TCP_NODELAY is
         aiohttp's default."""
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S, socket_factory=_new_socket),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("accept", "accept-encoding", "user-agent"),
@@ -99,3 +100,15 @@ def _failed(error: Exception) -> WorkerFailed:
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         return WorkerFailed("The model's worker could not be reached. Try again; if it stays, it will be left out.")
     return WorkerFailed("The model's worker broke off before its answer was complete. Try again.")
+
+
+def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """One that notices a host which has gone without a word, in about 30 s."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # macOS calls some of them otherwise
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    made.setblocking(False)
+    return made

@@ -6,7 +6,7 @@ A worker goes by its own deregistration, or when every controller that knew it h
 and it does not answer a probe of the gateway's own. So a controller that restarts empty empties nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -32,22 +32,33 @@ class Gap(Exception):
 
 
 class Worker:
-    """A worker in the view, and how many requests of this gateway it has."""
+    """A worker in the view, and the requests of this gateway that it has."""
 
     def __init__(self, info: WorkerInfo) -> None:
         self.info = info
-        self.in_flight = 0
+        self._on_lost: dict[object, Callable[[], None]] = {}
         self.doubts: dict[str, float | None] = {}
         """By controller that has known it: None while it does, else when its absence begins to count."""
 
+    @property
+    def in_flight(self) -> int:
+        return len(self._on_lost)
+
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Counts a request for as long as it runs."""
-        self.in_flight += 1
+    def slot(self, on_lost: Callable[[], None]) -> Iterator[None]:
+        """Counts a request for as long as it runs. `on_lost` is called if the worker is found dead meanwhile: it may
+        have gone without a word, and its connections would stay silent for ever."""
+        request = object()
+        self._on_lost[request] = on_lost
         try:
             yield
         finally:
-            self.in_flight -= 1
+            del self._on_lost[request]
+
+    def lose(self) -> None:
+        """Tell all requests that it is dead."""
+        for on_lost in list(self._on_lost.values()):
+            on_lost()
 
     def doubtful_from(self) -> float | None:
         """When it may be probed for its life; None while a controller vouches for it."""
@@ -69,11 +80,6 @@ class FleetView:
         self._departed: dict[str, None] = {}  # deregistered ids, which another controller may still name
         self._left_at: dict[str, float] = {}
 
-    @property
-    def known(self) -> bool:
-        """Whether any controller has told of the fleet yet."""
-        return bool(self._positions)
-
     def models(self) -> dict[str, ModelInfo]:
         """The models that can be asked now, by name in alphabetical order."""
         return {
@@ -88,10 +94,15 @@ class FleetView:
     def serves(self, model: str) -> bool:
         return model in self._by_model
 
-    def served_lately(self, model: str, now: float) -> bool:
-        """Whether a model has lost its last worker, and not long ago."""
+    def is_away(self, model: str, now: float) -> bool:
+        """Whether a model is known and has no worker now: all are starting or restarting, or the last one has left,
+        not long ago."""
+        if self.serves(model):
+            return False
         left_at = self._left_at.get(model)
-        return left_at is not None and now - left_at < MODEL_MEMORY_S
+        return (left_at is not None and now - left_at < MODEL_MEMORY_S) or any(
+            model == info.id for worker in self._workers.values() for info in worker.info.models
+        )
 
     def apply(self, source: str, event: FleetEvent, now: float) -> None:
         """Take in an event of the controller at `source`. Raises Gap when one before it is missing."""
@@ -126,6 +137,7 @@ class FleetView:
         else:
             self._workers.pop(worker.info.worker_id, None)
             self._index(now)
+            worker.lose()
 
     def _advance(self, source: str, event: WorkerChanged | WorkerGone | ControllerAlive) -> None:
         if source not in self._positions:

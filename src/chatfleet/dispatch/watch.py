@@ -9,15 +9,17 @@ from contextlib import aclosing
 from typing import Final
 
 import aiohttp
+from pydantic import BaseModel
 
 from chatfleet.core.fleet import ALIVE_INTERVAL_S
 from chatfleet.dispatch.view import FleetView, Gap, Worker
-from chatfleet.http.control import ControllerClient, ControllerError, bearer, retry_delay_s
+from chatfleet.http.control import ControllerClient, ControllerError, bearer, read_bounded, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S: Final = 5.0
 _SILENCE_S: Final = 5 * ALIVE_INTERVAL_S
+_MAX_READY_BYTES: Final = 64 * 1024
 _WARN_AFTER: Final = 5  # failures in a row: while everything starts, a few are as it should be
 
 
@@ -33,7 +35,6 @@ class FleetWatch:
         on_change: Callable[[], None],
     ) -> None:
         self._session = session
-        self._token = token
         self._clients = [ControllerClient(session, url, token) for url in controller_urls]
         self._view = view
         self._on_change = on_change
@@ -67,6 +68,9 @@ class FleetWatch:
                 failures += 1
                 if failures == _WARN_AFTER:
                     logger.warning("%s Going on with what is known of the fleet; trying again until it answers.", exc)
+            except Exception:
+                failures += 1
+                logger.exception("watching the controller at %s failed; trying again", client.url)
             await asyncio.sleep(retry_delay_s(max(failures, 1), self._rng))
 
     def _changed(self) -> None:
@@ -91,19 +95,24 @@ class FleetWatch:
         self._on_change()
 
     async def _is_alive(self, worker: Worker) -> bool:
-        """Whether this very worker answers; a new one on its port is another one."""
+        """Whether this very worker answers; a new one on its port is another one. Our own are asked without the token:
+        whoever has taken the port must not get it."""
         info = worker.info
         is_ours = info.kind == "chatfleet"
         url = info.url + ("/ready" if is_ours else "/v1/models")
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
-        headers = bearer(self._token if is_ours else info.api_key)
+        headers = bearer(None if is_ours else info.api_key)
         try:
             async with self._session.get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
                 if not is_ours:
                     return response.status == 200
                 if response.status == 503:  # alive, its engine restarting
                     return True
-                answer = await response.json(content_type=None)
-                return response.status == 200 and bool(answer.get("worker_id") == info.worker_id)
-        except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError):
+                answer = await read_bounded(response, _MAX_READY_BYTES)
+                return response.status == 200 and _Ready.model_validate_json(answer).worker_id == info.worker_id
+        except (aiohttp.ClientError, OSError, ValueError):
             return False
+
+
+class _Ready(BaseModel):
+    worker_id: str

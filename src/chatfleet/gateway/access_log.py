@@ -30,6 +30,6 @@ class AccessLog:
         finally:
             client = scope["client"][0] if scope["client"] else "-"
             duration_s = time.perf_counter() - started
-            path = scope["path"].encode("unicode_escape").decode()[:256]  # one line, whatever was sent
+            path = ascii(scope["path"])[1:-1][:256]  # one line, whatever was sent
             request_id = scope.get("state", {}).get("request_id", "-")
             logger.info("%s %s %s %d %.3fs %s", client, scope["method"], path, status, duration_s, request_id)

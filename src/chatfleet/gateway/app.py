@@ -16,7 +16,7 @@ from chatfleet.gateway.routes import make_router
 from chatfleet.gateway.settings import EndpointSettings, GatewaySettings
 from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
-from chatfleet.http.middleware import RequestMiddleware
+from chatfleet.http.middleware import ErrorAnswers, handle_requests
 from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import KeyGuard, Keys, SingleHost
@@ -28,9 +28,10 @@ def create_app(settings: EndpointSettings, names: ModelNames, relay: Relay) -> F
     app.include_router(make_router(names, relay))
     if keys := settings.keys():
         app.add_middleware(KeyGuard, keys=Keys(keys))
-    app.add_middleware(SingleHost)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(ErrorAnswers)  # inside of CORS, so that pages may read why they are refused
     app.add_middleware(Cors, settings=settings)
+    app.add_middleware(SingleHost)
+    handle_requests(app)
     if settings.access_log:
         app.add_middleware(AccessLog)
     install_error_handlers(app)

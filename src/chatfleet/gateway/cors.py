@@ -8,7 +8,6 @@ from starlette.types import ASGIApp
 from chatfleet.core.errors import InvalidRequest
 from chatfleet.gateway.settings import EndpointSettings
 from chatfleet.http.errors import error_response
-from chatfleet.http.middleware import new_request_id
 
 _EXPOSED = ("x-request-id", "x-chatfleet-ignored", "retry-after", "retry-after-ms", "x-should-retry")
 _PREFLIGHT_AGE_S = 600
@@ -34,5 +33,4 @@ class Cors(CORSMiddleware):
             return response
         reason = bytes(response.body).decode()
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        headers["x-request-id"] = new_request_id()  # it never comes to where others get theirs
         return error_response(InvalidRequest(f"{reason}. See --allowed-origins and its like.", headers=headers))

@@ -23,10 +23,10 @@ class ModelNames:
         model = self._aliases.get(name, name)
         if self._view.serves(model):
             return model
-        if self._view.served_lately(model, time.monotonic()):
+        if self._view.is_away(model, time.monotonic()):
             raise NoWorker(f"No worker of the model `{name}` is there at the moment. Try again shortly.")
         self.require_models()
-        raise ModelNotFound(name, self.served())
+        raise ModelNotFound(name, self.served(), alias_of=model if model != name else None)
 
     def served(self) -> list[str]:
         """Every name that can be asked for now, in alphabetical order."""

@@ -45,11 +45,11 @@ class Relay:
         self._keep_alive_s = keep_alive_s
         self._rng = random.Random()
 
-    async def relay(self, request: Request, path: str) -> Response:
-        """The answer of a worker's `path` to a request with a JSON body. Raises ServingError, and ClientDisconnect.
+    async def relay(self, request: Request, path: str, *, streams: bool) -> Response:
+        """The answer of a worker's `path` to a request with a JSON body: a stream if that `streams` and was asked to.
 
-        Whether the prompt fits the context is for the worker to say, which has the tokenizer; it says so before its
-        first event, so the client gets a real status.
+        Raises ServingError, and ClientDisconnect. Whether the prompt fits the context is for the worker to say, which
+        has the tokenizer; it says so before its first event, so the client gets a real status.
         """
         body = await read_body(request)
         routing = await read_routing(body)
@@ -59,7 +59,7 @@ class Relay:
         exchange = Exchange(self._upstream, worker, keep_alive_s=self._keep_alive_s)
         try:
             self._forwarded(request, exchange, worker.info, path, parameters)
-            return await self._answered(request, exchange, is_stream=bool(routing.stream))
+            return await self._answered(request, exchange, is_stream=streams and bool(routing.stream))
         except BaseException:
             await exchange.aclose()
             raise

@@ -16,17 +16,18 @@ from chatfleet.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, T
 
 
 class Endpoint(NamedTuple):
-    """A path that workers answer; `aliases` are other paths for the same."""
+    """A path that workers answer, streaming if `streams` and asked to; `aliases` are other paths for the same."""
 
     path: str
     request: type[RequestModel]
     response: type[WireModel]
+    streams: bool = False
     aliases: tuple[str, ...] = ()
 
 
 ENDPOINTS: Final = (
-    Endpoint("/v1/chat/completions", ChatCompletionRequest, ChatCompletion, aliases=("/",)),
-    Endpoint("/v1/completions", CompletionRequest, Completion),
+    Endpoint("/v1/chat/completions", ChatCompletionRequest, ChatCompletion, streams=True, aliases=("/",)),
+    Endpoint("/v1/completions", CompletionRequest, Completion, streams=True),
     Endpoint("/v1/embeddings", EmbeddingRequest, EmbeddingResponse),
     Endpoint("/v1/tokenize", TokenizeRequest, TokenizeResponse),
     Endpoint("/v1/detokenize", DetokenizeRequest, DetokenizeResponse),
@@ -38,7 +39,7 @@ def make_router(names: ModelNames, relay: Relay) -> APIRouter:
 
     def add(endpoint: Endpoint, path: str) -> None:
         async def answer(request: Request) -> Response:
-            return await relay.relay(request, endpoint.path)
+            return await relay.relay(request, endpoint.path, streams=endpoint.streams)
 
         name = endpoint.path.removeprefix("/v1/").replace("/", "_")
         router.add_api_route(
@@ -62,12 +63,12 @@ def make_router(names: ModelNames, relay: Relay) -> APIRouter:
     async def model(model: str) -> ModelCard:
         return names.card(model)
 
-    @router.get("/health")
+    @router.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> dict[str, str]:
         """At least one model can be asked."""
         names.require_models()

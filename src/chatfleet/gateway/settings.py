@@ -1,7 +1,9 @@
 """How a gateway is set up."""
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, field_validator, model_validator
 
@@ -47,6 +49,22 @@ class EndpointSettings(Settings):
                 raise ValueError("write NAME=MODEL, such as gpt-4o=chatfleet-tiny")
         return values
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, values: list[str]) -> list[str]:
+        for value in values:
+            ip_network(value, strict=False)  # its ValueError says what is wrong
+        return values
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, values: list[str]) -> list[str]:
+        for value in values:
+            parts = urlsplit(value)
+            if value not in ("*", f"{parts.scheme}://{parts.netloc}") or (value != "*" and not parts.netloc):
+                raise ValueError("an origin is like https://app.example.com, without a path, or *")
+        return values
+
     @model_validator(mode="after")
     def _credentials_need_origins(self) -> Self:
         if self.allow_credentials and "*" in self.allowed_origins:
@@ -66,11 +84,11 @@ class EndpointSettings(Settings):
         if self.api_keys_file is not None:
             lines = read_secret_file(self.api_keys_file, "--api-keys-file").splitlines()
             keys += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-            if not keys:
-                raise ConfigurationError(
-                    f"--api-keys-file: {self.api_keys_file} holds no key, which would leave the endpoint open. "
-                    "Write one key a line, or leave the option out."
-                )
+        if not keys and self.model_fields_set & {"api_keys", "api_keys_file"}:
+            raise ConfigurationError(
+                "API keys were asked for, and --api-keys-file or CHATFLEET_API_KEYS holds none, which would leave the "
+                "endpoint open. Write one key a line, or leave the setting out."
+            )
         for key in keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigurationError("An API key must be printable ASCII without spaces, and not empty.")

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from chatfleet.core.errors import ChatFleetError
 from chatfleet.core.fleet import (
@@ -29,6 +30,7 @@ from chatfleet.core.fleet import (
 
 CALL_TIMEOUT_S: Final = 5.0
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+_MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """Waits after failures in a row; the last is that of all further ones. A controller that restarts is full again
@@ -90,10 +92,16 @@ class ControllerClient:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CALL_TIMEOUT_S, sock_read=silence_s)
         try:
             async with self._session.get(
-                self.url + WATCH_PATH, headers=self._headers, timeout=timeout, read_bufsize=MAX_EVENT_BYTES
+                self.url + WATCH_PATH,
+                headers=self._headers,
+                timeout=timeout,
+                read_bufsize=MAX_EVENT_BYTES,
+                allow_redirects=False,
             ) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
+                if response.content_type != "text/event-stream":
+                    raise ControllerError(f"{self.url} does not answer as a ChatFleet controller.")
                 async for line in response.content:
                     if line.startswith(b"data: "):
                         yield FLEET_EVENT.validate_json(line[len(b"data: ") :])
@@ -120,6 +128,7 @@ class ControllerClient:
                 data=None if body is None else body.to_json(),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
             ) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
@@ -141,7 +150,7 @@ class ControllerClient:
     async def _refusal(self, response: aiohttp.ClientResponse) -> ControllerError:
         message: Any
         try:
-            message = (await response.json(content_type=None))["error"]["message"]
+            message = from_json(await read_bounded(response, _MAX_ERROR_BYTES))["error"]["message"]
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             message = "its answer was not a ChatFleet controller's."
         return ControllerError(
@@ -181,5 +190,9 @@ def retry_delay_s(failures: int, rng: random.Random) -> float:
 def new_session(connector: aiohttp.BaseConnector | None = None) -> aiohttp.ClientSession:
     """A pool of connections between components: no cookies, no proxies from the environment."""
     return aiohttp.ClientSession(
-        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=False
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("accept-encoding",),
+        trust_env=False,
+        auto_decompress=False,
     )

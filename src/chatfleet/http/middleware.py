@@ -4,6 +4,7 @@ import asyncio
 import re
 import uuid
 
+from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,10 +16,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MAX_IGNORED_CHARS = 1024
 
 
-class RequestMiddleware:
-    """Pure ASGI, so that streams are not wrapped.
+class RequestIds:
+    """Gives every request an id and every response the headers of the request's state. Outermost.
 
-    A client's own x-request-id is kept where it is short and plain, else one is made.
+    A client's own x-request-id is kept where it is short and plain, else one is made. Pure ASGI, as all of these, so
+    that streams are not wrapped.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -30,31 +32,53 @@ class RequestMiddleware:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = request_id = _request_id(scope)
-        started = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if ignored := state.get("ignored"):
                     headers["x-chatfleet-ignored"] = _header_value(ignored)
             await send(message)
 
+        await self._app(scope, receive, send_with_headers)
+
+
+class ErrorAnswers:
+    """Answers what is raised inside with the one error form, while there is no answer yet.
+
+    A request that the server's end cancels is answered too, and is no error of the server's.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive, send_noting)
         except ClientDisconnect:
             return
         except asyncio.CancelledError:
             if not started:
-                await error_response(ShuttingDown())(scope, receive, send_with_headers)
-            raise
+                await error_response(ShuttingDown())(scope, receive, send)
         except Exception as exc:
             error = as_serving_error(exc)
             if started:
                 raise
-            await error_response(error)(scope, receive, send_with_headers)
+            await error_response(error)(scope, receive, send)
+
+
+def handle_requests(app: Starlette) -> None:
+    """Ids and errors for all of `app`. To be called after the middleware that is to lie inside."""
+    app.add_middleware(ErrorAnswers)
+    app.add_middleware(RequestIds)
 
 
 def _request_id(scope: Scope) -> str:

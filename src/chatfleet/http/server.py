@@ -1,6 +1,7 @@
 """uvicorn as every server of ours runs it."""
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -137,14 +138,19 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Cancel ")  # streams that end with the server are no error of its
+
+
 def make_server(app: ASGIApp, *, on_stop: Callable[[], None] | None = None, trusted_proxies: str = "") -> Server:
     """`trusted_proxies` are the addresses and networks, comma-separated, whose X-Forwarded-* headers are believed."""
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         app,
         http=JsonErrorProtocol,
         loop="uvloop",
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,

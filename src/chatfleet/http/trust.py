@@ -17,9 +17,10 @@ _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 class Keys:
-    """Bearer keys, kept as hashes and compared in constant time."""
+    """Bearer keys, kept as hashes and compared in constant time. `name` is what messages call one."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], name: str = "API key") -> None:
+        self._name = name
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     def accept(self, key: str) -> bool:
@@ -30,9 +31,11 @@ class Keys:
         """Raises InvalidApiKey unless the header's value is `Bearer` and one of the keys."""
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise InvalidApiKey("An API key is needed here. Send it as 'Authorization: Bearer KEY'.")
+            raise InvalidApiKey(
+                f"Give the {self._name}: 'Authorization: Bearer KEY'. Nothing is answered here without."
+            )
         if not self.accept(key.strip()):
-            raise InvalidApiKey("The API key is not known here. Check the key, and that it is meant for this server.")
+            raise InvalidApiKey(f"The {self._name} is not known here. Check it, and that it is meant for this server.")
 
 
 class KeyGuard:
@@ -109,4 +112,4 @@ def add_guard(app: Starlette, *, token: str | None, host: str) -> None:
     if token is None:
         app.add_middleware(KnownHost, host=host)
     else:
-        app.add_middleware(KeyGuard, keys=Keys([token]))
+        app.add_middleware(KeyGuard, keys=Keys([token], "fleet token"))

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from chatfleet.engines.process import ProcessEngine
 from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
-from chatfleet.http.middleware import RequestMiddleware
+from chatfleet.http.middleware import handle_requests
 from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import add_guard
@@ -33,7 +33,7 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
     app = documented_app("ChatFleet worker")
     app.include_router(make_router(service, strict=strict))
     add_guard(app, token=token, host=host)
-    app.add_middleware(RequestMiddleware)
+    handle_requests(app)
     install_error_handlers(app)
     return app
 
@@ -67,7 +67,7 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
         starting = asyncio.create_task(service.start())
         try:
             await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
+            if starting.done() and not server.should_exit:
                 await starting
                 membership.join()
                 announce(base_url(settings.host, port), model.names)

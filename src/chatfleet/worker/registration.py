@@ -70,6 +70,11 @@ class Membership:
                 log("%s Requests go on; trying again until it answers.", exc)
                 await asyncio.sleep(retry_delay_s(failures, self._rng))
                 continue
+            except Exception:
+                failures += 1
+                logger.exception("registering with the controller at %s failed; trying again", client.url)
+                await asyncio.sleep(retry_delay_s(failures, self._rng))
+                continue
             if known is None or failures >= 5 or registration.epoch != known.epoch:
                 logger.info("registered with the controller at %s", client.url)
             known, failures = registration, 0

@@ -89,12 +89,12 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         text = await off_loop(len(body.tokens), lambda: decode(service.model.tokenizer, body.tokens))
         return _json(DetokenizeResponse(prompt=text))
 
-    @router.get("/health")
+    @router.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> dict[str, str]:
         """Requests can be answered, and by which worker: another may have taken over its port."""
         require_ready()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from chatfleet.core.access import FleetMember
-from chatfleet.core.fleet import BaseUrl
+from chatfleet.core.fleet import MAX_MODEL_ID_CHARS, BaseUrl
 from chatfleet.core.settings import Settings, setting
 from chatfleet.engines.base import EngineConfig
 
@@ -35,6 +35,13 @@ class EngineSettings(Settings):
     sim_ttft_ms: float = setting(0.0, "Time to the first token.", _SIMULATED, ge=0)
     sim_itl_ms: float = setting(0.0, "Time between tokens.", _SIMULATED, ge=0)
     sim_failure_rate: float = setting(0.0, "Share of requests that fail.", _SIMULATED, ge=0, le=1)
+
+    @field_validator("model_names")
+    @classmethod
+    def _usable(cls, names: list[str]) -> list[str]:
+        if any(not 0 < len(name) <= MAX_MODEL_ID_CHARS for name in names):
+            raise ValueError(f"a name has 1 to {MAX_MODEL_ID_CHARS} characters")
+        return names
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod
