@@ -36,6 +36,15 @@ SIMULATED = ("worker", "--engine", "simulated", "--port", "0")
         ((*SIMULATED, "--host", "no.such.host.invalid"), ("no.such.host.invalid", "--host")),
         ((*SIMULATED, "--no-such-option"), ("--no-such-option",)),
         (("no-such-command",), ("no-such-command",)),
+        (("worker", "--model-name", "x" * 600, *SIMULATED[1:]), ("--model-name", "512")),
+        (("worker", "--host", "0.0.0.0", *SIMULATED[1:]), ("0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
+        (("gateway", "--alias", "nothing"), ("--alias", "NAME=MODEL")),
+        (("gateway", "--controller-url", "10.0.0.1"), ("--controller-url", "http://10.0.0.1:21001")),
+        (("gateway", "--trusted-proxy", "10.0.0.0/33"), ("--trusted-proxy", "10.0.0.0/33")),
+        (("gateway", "--allowed-origins", "example.com/"), ("--allowed-origins", "https://app.example.com")),
+        (("gateway", "--allow-credentials"), ("--allow-credentials", "--allowed-origins")),
+        (("gateway", "--api-key", "not one key"), ("API key",)),
+        (("gateway", "--api-keys-file", "/no/such/file"), ("--api-keys-file", "/no/such/file")),
     ],
 )
 def test_what_keeps_it_from_starting_is_one_clear_message(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -100,3 +109,22 @@ def test_it_starts_fast_enough_to_be_asked_for_help_without_loading_an_engine() 
     script = "import sys, chatfleet.cli; print(*[m for m in ('torch', 'transformers', 'openvino') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == ""
+
+
+def test_keys_that_were_asked_for_and_are_not_there_leave_nothing_open(tmp_path: Path) -> None:
+    refused(run("gateway", env={"CHATFLEET_API_KEYS": ","}), "CHATFLEET_API_KEYS")
+    empty = tmp_path / "keys"
+    empty.write_text("# none yet\n")
+    refused(run("gateway", "--api-keys-file", str(empty)), "--api-keys-file")
+
+
+def test_it_takes_as_many_descriptors_as_it_may() -> None:
+    script = (
+        "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); from chatfleet.cli.part import begin_part;"
+        "begin_part(print); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    soft, hard = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    assert int(soft) == (65536 if hard == "-1" else min(int(hard), 65536))

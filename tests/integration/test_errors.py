@@ -111,6 +111,7 @@ def test_every_given_name_is_served() -> None:
 def test_health_readiness_and_documentation_answer(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/ready").json()["status"] == "ok"
+    assert http.head("/health").status_code == http.head("/ready").status_code == 200
     assert "swagger" in http.get("/docs").text.lower()
     description = http.get("/openapi.json").json()
     defined = description["components"]["schemas"]

@@ -1,5 +1,6 @@
 """A fleet under load, while its parts come, leave, die and come back."""
 
+import os
 import signal
 import threading
 import time
@@ -9,10 +10,11 @@ from typing import Self
 
 import httpx
 import openai
+import pytest
 
 from support.fake_openai import FakeOpenAI
-from support.fleet import statuses, until
-from support.processes import CommandProcess, ControllerProcess, GatewayProcess, WorkerProcess
+from support.fleet import beat, statuses, until, worker_json
+from support.processes import CommandProcess, ControllerProcess, GatewayProcess, WorkerProcess, endpoint
 from support.wire import PATIENCE_S, Json, chat_texts, chunks, error_object, failed, user
 
 CHAT = "/v1/chat/completions"
@@ -129,6 +131,63 @@ def test_a_killed_worker_leaves_the_view_and_its_requests_fail_cleanly() -> None
         with WorkerProcess("dies", *SIMULATED, *joining(controller)):
             gateway.until_served(["dies"])
             assert http.post(CHAT, json=request("dies")).status_code == 200
+
+
+def test_a_worker_that_falls_silent_does_not_keep_its_requests_for_ever() -> None:
+    """Stopped, it looks like a host that has lost its power: its connections stay, and say nothing."""
+    with (
+        ControllerProcess(*QUICK) as controller,
+        WorkerProcess("m", *SIMULATED, *joining(controller)) as worker,
+        GatewayProcess(controllers=[controller], models=["m"]) as gateway,
+        gateway.http() as http,
+        ThreadPoolExecutor() as pool,
+    ):
+        with http.stream("POST", CHAT, json=request("m", tokens=2000, stream=True)) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            os.kill(worker.pid, signal.SIGSTOP)
+            try:
+                whole = pool.submit(http.post, CHAT, json=request("m"))
+                *_, last, _ = lines
+                assert error_object(last.removeprefix("data: "))["code"] == "worker_failed"
+                failed(whole.result(timeout=PATIENCE_S), 502, code="worker_failed")
+            finally:
+                os.kill(worker.pid, signal.SIGCONT)
+        gateway.until_served(["m"])
+        assert http.post(CHAT, json=request("m")).status_code == 200
+
+
+def test_whoever_takes_the_port_of_a_dead_worker_is_not_it_and_gets_no_token() -> None:
+    env = {"CHATFLEET_FLEET_TOKEN": TOKEN}
+    with (
+        FakeOpenAI() as stranger,
+        ControllerProcess(*QUICK, env=env) as controller,
+        GatewayProcess(controllers=[controller], env=env) as gateway,
+        httpx.Client(base_url=controller.url, headers={"authorization": f"Bearer {TOKEN}"}) as fleet,
+    ):
+        for answer in (b"[" * 200_000, b'{"worker_id": "another"}', b"{}", b"x" * 10**6):
+            stranger.answer = 200, {}, answer
+            beat(fleet, worker_json("w", stranger.url, "m"))
+            gateway.until_served(["m"])
+            until(lambda: not gateway.served(), "it is gone")
+        assert len(stranger.requests) >= 4
+        assert not any("authorization" in headers for headers in stranger.requests)
+
+
+@pytest.mark.parametrize("through", ["worker", "gateway"])
+def test_streams_that_end_with_their_server_are_told_and_leave_no_trace(through: str) -> None:
+    with endpoint(through, "m", *SIMULATED) as process, process.http() as http:
+        with http.stream("POST", CHAT, json=request("m", tokens=2000, stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(process.pid, signal.SIGTERM)
+            next(lines)
+            os.kill(process.pid, signal.SIGTERM)
+            *_, last, _ = lines
+        assert error_object(last.removeprefix("data: "))["code"] == "shutting_down"
+        until(lambda: not process.alive(), "its end")
+        assert process.stop() == 0
+    assert "Traceback" not in process.output and "ERROR" not in process.output, process.output
 
 
 def test_no_request_notices_that_the_controller_is_killed_and_restarted(free_port: int) -> None:

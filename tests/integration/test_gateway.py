@@ -64,7 +64,8 @@ def test_an_alias_is_asked_and_listed_as_a_model(http: httpx.Client) -> None:
     assert http.get("/v1/models/gpt-4o").json()["id"] == "gpt-4o"
     assert http.post("/v1/tokenize", json={"model": "gpt-4o", "prompt": "hi"}).json()["count"] == 2
     for name in ("lost", "absent"):
-        failed(ask(http, name), 404, param="model", code="model_not_found")
+        error = failed(ask(http, name), 404, param="model", code="model_not_found")
+        assert "`absent`" in error["message"] and f"`{name}`" in error["message"]
 
 
 def test_an_unknown_model_is_a_404_that_names_what_is_served(http: httpx.Client) -> None:
@@ -391,6 +392,8 @@ NO_ANSWERS: dict[str, Callable[[Callable[[bytes], object]], object]] = {
     "a redirect": lambda write: write(http_answer(b"", "location: http://127.0.0.1:9/", status=307)),
     "a page": lambda write: write(http_answer(b"<html>", content_type="text/html")),
     "no content": lambda write: write(b"HTTP/1.1 204 No Content\r\n\r\n"),
+    "a status that is none": lambda write: write(http_answer(b"{}", status=600)),
+    "a compressed answer": lambda write: write(http_answer(b"{}", "content-encoding: gzip")),
     "nothing": lambda write: None,
     "garbage": lambda write: write(b"\x00\x01garbage\r\n\r\n"),
     "half a head": lambda write: write(b"HTTP/1.1 200 OK\r\ncontent-type: appl"),
@@ -428,6 +431,23 @@ def test_a_worker_that_breaks_off_inside_a_stream_ends_it_with_an_error(fake: Fa
         assert next(iter(stream)).choices[0].delta.content == "half"
         with pytest.raises(openai.APIError, match="broke off"):
             next(iter(stream))
+
+
+def test_a_stream_whose_end_may_be_the_workers_death_is_no_whole_answer(fake: FakeOpenAI, foreign: Foreign) -> None:
+    http, _ = foreign
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    for rest in (b"data: 2\n\n", b'data: {"half'):
+        fake.reply = lambda write, rest=rest: write(head + b"data: 1\n\n" + rest)  # type: ignore[misc]
+        assert error_object(events(ask(http, stream=True).text)[-1])["code"] == "worker_failed"
+    fake.reply = lambda write: write(head + b"data: 1\n\ndata: [DONE]\n\n")
+    assert events(ask(http, stream=True).text) == ["1", "[DONE]"]
+
+
+def test_only_what_can_stream_is_kept_alive(fake: FakeOpenAI, foreign: Foreign) -> None:
+    http, _ = foreign
+    fake.reply = lambda write: (time.sleep(1), write(http_answer(b"{}")))
+    answer = http.post("/v1/embeddings", json={"model": "one", "input": "hi", "stream": True})
+    assert answer.status_code == 200 and answer.json() == {}
 
 
 def test_events_are_framed_as_openai_frames_them_whatever_the_worker_does(fake: FakeOpenAI, foreign: Foreign) -> None:
