@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help serve test test-all lint model bench-engines clean
 
@@ -27,10 +28,10 @@ serve: $(VENV)/.serve  ## Install what it needs and serve the bundled model on p
 	$(BIN)/chatfleet serve --port $(PORT)
 
 test: $(VENV)/.dev lint  ## Install what it needs and run every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev lint  ## The same and the long suites
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: $(VENV)/.dev  ## Style, types and import rules
 	$(BIN)/ruff check .

@@ -174,6 +174,13 @@ def test_whoever_takes_the_port_of_a_dead_worker_is_not_it_and_gets_no_token() -
         assert not any("authorization" in headers for headers in stranger.requests)
 
 
+def refuses(url: str) -> bool:
+    try:
+        return bool(httpx.get(f"{url}/health").status_code != 200)
+    except httpx.TransportError:
+        return True
+
+
 @pytest.mark.parametrize("through", ["worker", "gateway"])
 def test_streams_that_end_with_their_server_are_told_and_leave_no_trace(through: str) -> None:
     with endpoint(through, "m", *SIMULATED) as process, process.http() as http:
@@ -181,7 +188,7 @@ def test_streams_that_end_with_their_server_are_told_and_leave_no_trace(through:
             lines = response.iter_lines()
             next(lines)
             os.kill(process.pid, signal.SIGTERM)
-            next(lines)
+            until(lambda: refuses(process.url), "it takes no more")
             os.kill(process.pid, signal.SIGTERM)
             *_, last, _ = lines
         assert error_object(last.removeprefix("data: "))["code"] == "shutting_down"

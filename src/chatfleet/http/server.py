@@ -133,6 +133,8 @@ class Server(uvicorn.Server):
         """Finish what is running; at the second call, drop it."""
         if self.should_exit:
             self.force_exit = True
+            for task in self.server_state.tasks:  # else uvloop waits for their connections all the same
+                task.cancel()
         elif self._on_stop is not None:
             self._on_stop()
         self.should_exit = True
