@@ -40,7 +40,7 @@ SIMULATED = ("worker", "--engine", "simulated", "--port", "0")
         (("worker", "--host", "0.0.0.0", *SIMULATED[1:]), ("0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
         (("gateway", "--alias", "nothing"), ("--alias", "NAME=MODEL")),
         (("gateway", "--controller-url", "10.0.0.1"), ("--controller-url", "http://10.0.0.1:21001")),
-        (("gateway", "--trusted-proxy", "10.0.0.0/33"), ("--trusted-proxy", "10.0.0.0/33")),
+        (("gateway", "--trusted-proxies", "10.0.0.0/33"), ("--trusted-proxies", "10.0.0.0/33")),
         (("gateway", "--allowed-origins", "example.com/"), ("--allowed-origins", "https://app.example.com")),
         (("gateway", "--allow-credentials"), ("--allow-credentials", "--allowed-origins")),
         (("gateway", "--api-key", "not one key"), ("API key",)),

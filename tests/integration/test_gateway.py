@@ -227,7 +227,7 @@ def test_there_is_exactly_one_host(gateway: GatewayProcess) -> None:
 
 
 def test_the_word_of_a_proxy_counts_if_it_is_trusted(controller: ControllerProcess) -> None:
-    for trusted, client in ((), "127.0.0.1"), (("--trusted-proxy", "127.0.0.0/8"), "203.0.113.9"):
+    for trusted, client in ((), "127.0.0.1"), (("--trusted-proxies", "127.0.0.0/8"), "203.0.113.9"):
         with GatewayProcess("--access-log", *trusted, controllers=[controller]) as gateway, gateway.http() as http:
             http.get("/health?key=value", headers={**FORWARDED, "x-request-id": "here"})
             line = until(lambda: re.search(r"access: (.*here)$", gateway.output, re.MULTILINE), "a line of the log")

@@ -47,7 +47,8 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
     if name in ("model", "models"):
         description = typer.Argument(help=field.description, show_default=False)
     else:
-        shown = f" Default: {default}." if default not in (None, [], {}, False, 0) else ""
+        value = ", ".join(default) if isinstance(default, list) else default
+        shown = f" Default: {value}." if value not in (None, "", {}, False, 0) else ""
         flag = str(extra.get("flag") or "--" + name.replace("_", "-"))
         description = typer.Option(
             flag,

@@ -12,6 +12,7 @@ from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import Settings, setting
 
 _MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
+_FLEET = "Fleet"
 
 
 class EndpointSettings(Settings):
@@ -33,7 +34,7 @@ class EndpointSettings(Settings):
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
     processes: int = setting(1, "Gateway processes that share the port.", _NETWORK, ge=1, le=256)
     trusted_proxies: list[str] = setting(
-        [], "Address or network whose X-Forwarded-* headers are believed; repeatable.", _NETWORK, flag="--trusted-proxy"
+        [], "Address or network whose X-Forwarded-* headers are believed; repeatable.", _NETWORK
     )
     access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
     keep_alive_interval: float = setting(
@@ -97,8 +98,6 @@ class EndpointSettings(Settings):
 
 class GatewaySettings(EndpointSettings, FleetMember):
     fd: int | None = setting(None, "Listen on this inherited file descriptor, not on --host and --port.", _NETWORK)
-
-    @field_validator("controller_urls")
-    @classmethod
-    def _default_controller(cls, urls: list[str]) -> list[str]:
-        return urls or ["http://127.0.0.1:21001"]
+    controller_urls: list[str] = setting(
+        ["http://127.0.0.1:21001"], "Controller of the fleet; repeatable.", _FLEET, flag="--controller-url"
+    )
