@@ -3,9 +3,8 @@
 import asyncio
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Final, Self, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -61,13 +60,6 @@ class ControllerClient:
         self.url = url
         self._session = session
         self._headers = bearer(token)
-
-    @classmethod
-    @asynccontextmanager
-    async def connect(cls, url: str, token: str | None) -> AsyncIterator[Self]:
-        """A client with a session of its own, for a few calls."""
-        async with new_session() as session:
-            yield cls(session, url, token)
 
     async def heartbeat(self, heartbeat: Heartbeat) -> Registration:
         path = f"{WORKERS_PATH}/{quote(heartbeat.worker.worker_id)}"
