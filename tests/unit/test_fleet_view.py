@@ -189,6 +189,23 @@ def test_a_model_whose_workers_are_gone_is_remembered_for_a_while() -> None:
     assert not view.is_away("m", 20.0) and view.serves("m")
 
 
+@pytest.mark.parametrize(
+    ("workers", "model"),
+    [
+        ([], None),
+        ([info("w1")], "m"),
+        ([info("w1"), info("w2")], "m"),
+        ([info("w1", "m", "another-name"), info("w2", "m", "another-name")], "m"),
+        ([info("w1", "m"), info("w2", "n")], None),
+        ([info("w1", "m"), info("w2", "n", ready=False)], "m"),
+        ([info("s", "m", "n", kind="openai")], None),
+        ([info("s", "m", kind="openai"), info("w1", "m")], "m"),
+    ],
+)
+def test_the_model_that_is_meant_when_none_is_named(workers: list[WorkerInfo], model: str | None) -> None:
+    assert view_of(*workers).only_model() == model
+
+
 def test_a_model_whose_workers_are_not_ready_is_away_and_not_unknown() -> None:
     view = view_of(info("w1", ready=False))
     assert view.is_away("m", 0.0) and not view.serves("m")

@@ -87,6 +87,16 @@ class FleetView:
             for name, workers in sorted(self._by_model.items())
         }
 
+    def only_model(self) -> str | None:
+        """The model that is meant when none is named: there is just one, under whatever names our workers give it."""
+        served = {
+            tuple(model.id for model in worker.info.models[: 1 if worker.info.kind == "chatfleet" else None])
+            for workers in self._by_model.values()
+            for worker in workers
+        }
+        first = served.pop() if len(served) == 1 else ()
+        return first[0] if len(first) == 1 else None
+
     def workers_of(self, model: str) -> list[Worker]:
         """The workers that can be asked for a model now."""
         return self._by_model.get(model, [])

@@ -51,9 +51,8 @@ class ModelNames:
         return {name: _card(name, model) for name, model in named.items()}
 
     def _only_model(self) -> str:
-        models = list(self._view.models())
-        if len(models) == 1:
-            return models[0]
+        if (model := self._view.only_model()) is not None:
+            return model
         self.require_models()
         raise InvalidRequest(f"You must name a model. Served: {model_list(self.served())}.", param="model")
 
