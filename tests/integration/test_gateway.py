@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from support.fake_openai import FakeOpenAI, http_answer, stream_chunk, stream_head
+from support.fake_openai import FakeOpenAI, Reply, http_answer, stream_chunk, stream_head
 from support.fleet import beat, until, worker_json
 from support.processes import CommandProcess, ControllerProcess, GatewayProcess, WorkerProcess
 from support.wire import PATIENCE_S, RawConnection, chat_texts, chunks, error_object, events, failed, user
@@ -73,7 +73,6 @@ def test_an_unknown_model_is_a_404_that_names_what_is_served(http: httpx.Client)
         ask(http, "nobody"),
         ask(http, "nobody", stream=True),
         http.get("/v1/models/nobody"),
-        ask(http, ""),
     ):
         error = failed(response, 404, param="model", code="model_not_found")
         assert all(f"`{name}`" in error["message"] for name in ("gpt-4o", "one", "two"))
@@ -84,7 +83,7 @@ def test_of_several_models_one_must_be_named(controller: ControllerProcess, http
     assert "`one`" in error["message"] and "`two`" in error["message"]
     default = ("--default-model", "gpt-4o", "--alias", "gpt-4o=one")
     with GatewayProcess(*default, controllers=[controller], models=["one"]) as gateway, gateway.http() as client:
-        assert ask(client, None).json()["model"] == "one"
+        assert ask(client, None).json()["model"] == ask(client, "").json()["model"] == "one"
         assert client.post("/v1/embeddings", json={"input": "hi"}).json()["model"] == "one"
 
 
@@ -238,17 +237,19 @@ def test_the_word_of_a_proxy_counts_if_it_is_trusted(controller: ControllerProce
 
 
 class fleet_with:  # noqa: N801 - used as a function
-    """A client of a gateway before a server that is not ours."""
+    """A client of a gateway before servers that are not ours."""
 
-    def __init__(self, fake: FakeOpenAI, **registration: Any) -> None:
+    def __init__(self, fake: FakeOpenAI, *others: FakeOpenAI, **registration: Any) -> None:
         self._fake = fake
+        self._fakes = (fake, *others)
         self._registration = registration
 
     def __enter__(self) -> tuple[httpx.Client, GatewayProcess]:
         self._controller = ControllerProcess("--expiry", "600", "--heartbeat-interval", "500")
         with self._controller.http() as http:
-            registered = http.post("/fleet/servers", json={"url": self._fake.url, **self._registration})
-            assert registered.status_code == 200, registered.text
+            for fake in self._fakes:
+                registered = http.post("/fleet/servers", json={"url": fake.url, **self._registration})
+                assert registered.status_code == 200, registered.text
         arguments = ("--keep-alive-interval", "0.3")
         names = [model["id"] for model in self._fake.models]
         self._gateway = GatewayProcess(*arguments, controllers=[self._controller], models=names)
@@ -387,6 +388,10 @@ def test_errors_of_other_servers_get_the_one_form(
         assert (error["type"], error["code"]) == (kind, code) and message in error["message"]
 
 
+WHOLE: Reply = lambda write: write(http_answer(b"{}"))  # noqa: E731
+STREAMED: Reply = lambda write: write(  # noqa: E731
+    stream_head() + stream_chunk(b"data: [DONE]\n\n") + stream_chunk(b"")
+)
 NO_ANSWERS: dict[str, Callable[[Callable[[bytes], object]], object]] = {
     "the gateway's own key is wrong": lambda write: write(http_answer(b'{"error": "key"}', status=401)),
     "a redirect": lambda write: write(http_answer(b"", "location: http://127.0.0.1:9/", status=307)),
@@ -472,6 +477,15 @@ def test_a_server_that_is_down_is_a_502_and_one_that_is_back_answers() -> None:
             failed(ask(http, stream=stream), 502, code="worker_failed")
         fake.start()
         assert ask(http).status_code == 200
+
+
+def test_a_worker_that_cannot_be_reached_is_no_loss_while_another_can() -> None:
+    with FakeOpenAI("one") as dead, FakeOpenAI("one") as fake, fleet_with(fake, dead) as (http, gateway):
+        dead.stop()
+        for stream in (False, True):
+            fake.reply = STREAMED if stream else WHOLE
+            assert {ask(http, stream=stream).status_code for _ in range(20)} == {200}
+        until(lambda: f"at {dead.url} failed a request" in gateway.output, "the log names it")
 
 
 def test_a_client_that_leaves_frees_the_worker(fake: FakeOpenAI, foreign: Foreign) -> None:

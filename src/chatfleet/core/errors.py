@@ -177,6 +177,10 @@ class WorkerFailed(ServingError):
     status, type, code = 502, "server_error", "worker_failed"
 
 
+class WorkerUnreachable(WorkerFailed):
+    """No connection to a worker could be made: it has seen nothing of the request (502)."""
+
+
 class LoopDetected(ServingError):
     """The request has come through too many gateways: one is probably a worker of its own (508)."""
 

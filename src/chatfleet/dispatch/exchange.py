@@ -1,8 +1,10 @@
 """One request at one worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from chatfleet.core.errors import WorkerFailed
@@ -10,6 +12,8 @@ from chatfleet.dispatch.events import KEEP_ALIVE, EventSplitter
 from chatfleet.dispatch.refusals import refusal
 from chatfleet.dispatch.upstream import Headers, Upstream, UpstreamResponse
 from chatfleet.dispatch.view import Worker
+
+logger = logging.getLogger(__name__)
 
 _EVENT_STREAM: Final = "text/event-stream"
 
@@ -59,7 +63,8 @@ class Exchange:
 
     async def _open(self, path: str, body: bytes, headers: Headers) -> UpstreamResponse:
         info = self._worker.info
-        response = await self._upstream.post(info.url + path, body, headers)
+        with self._noting_failure():
+            response = await self._upstream.post(info.url + path, body, headers)
         self._response = response
         self._held.callback(response.close)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
@@ -98,7 +103,18 @@ class Exchange:
         response = await self.answer()
         if not is_event_stream(response):
             raise WorkerFailed("The model's worker did not stream its answer.")
-        return await response.read_some()
+        with self._noting_failure():
+            return await response.read_some()
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except WorkerFailed as exc:
+            info = self._worker.info
+            logger.warning("the worker %s at %s failed a request: %s", info.worker_id, info.url, exc.__cause__ or exc)
+            self._worker.failed(time.monotonic())
+            raise
 
     async def aclose(self) -> None:
         """Give back the slot and the connection. Idempotent; what was not read to its end is dropped, and the worker

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 import aiohttp
 
-from chatfleet.core.errors import WorkerFailed
+from chatfleet.core.errors import WorkerFailed, WorkerUnreachable
 from chatfleet.http.control import AnswerTooLarge, read_bounded
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -42,7 +42,8 @@ class Upstream(Protocol):
     """Sends requests to workers over pooled connections."""
 
     async def post(self, url: str, body: bytes, headers: Headers) -> UpstreamResponse:
-        """The answer's head. Raises WorkerFailed. Cancelling drops the connection."""
+        """The answer's head. Raises WorkerFailed, and WorkerUnreachable where nothing was sent. Cancelling drops the
+        connection."""
 
 
 class AiohttpUpstream:
@@ -98,7 +99,9 @@ class _AiohttpResponse:
 
 def _failed(error: Exception) -> WorkerFailed:
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return WorkerFailed("The model's worker could not be reached. Try again; if it stays, it will be left out.")
+        return WorkerUnreachable(
+            "The model's worker could not be reached. Try again; if it stays, it will be left out."
+        )
     return WorkerFailed("The model's worker broke off before its answer was complete. Try again.")
 
 

@@ -21,6 +21,7 @@ from chatfleet.core.fleet import (
 )
 
 REPROBE_S: Final = 5.0
+AVOID_S: Final = 1.0
 MODEL_MEMORY_S: Final = 3600.0
 """How long a model without workers is "unavailable", before it is "unknown"."""
 
@@ -36,9 +37,15 @@ class Worker:
 
     def __init__(self, info: WorkerInfo) -> None:
         self.info = info
+        self.avoid_until = 0.0
+        """Until when others are preferred: it has just failed a request, and an idle worker looks tempting."""
         self._on_lost: dict[object, Callable[[], None]] = {}
         self.doubts: dict[str, float | None] = {}
         """By controller that has known it: None while it does, else when its absence begins to count."""
+
+    def failed(self, now: float) -> None:
+        """It could not be reached, or broke off."""
+        self.avoid_until = now + AVOID_S
 
     @property
     def in_flight(self) -> int:

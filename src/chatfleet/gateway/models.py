@@ -19,7 +19,7 @@ class ModelNames:
 
     def resolve(self, requested: str | None) -> str:
         """The model that is meant, which has a worker now. Raises ModelNotFound, NoWorker, InvalidRequest."""
-        name = requested if requested is not None else self._default or self._only_model()
+        name = requested or self._default or self._only_model()
         model = self._aliases.get(name, name)
         if self._view.serves(model):
             return model

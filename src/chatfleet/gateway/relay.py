@@ -1,14 +1,15 @@
 """A request on its way through the gateway, step by step."""
 
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from chatfleet import __version__
-from chatfleet.core.errors import LoopDetected, WorkerFailed
+from chatfleet.core.errors import LoopDetected, WorkerFailed, WorkerUnreachable
 from chatfleet.core.fleet import WorkerInfo
 from chatfleet.dispatch.events import KEEP_ALIVE
 from chatfleet.dispatch.exchange import Exchange, is_event_stream, media_type
@@ -54,21 +55,31 @@ class Relay:
         body = await read_body(request)
         routing = await read_routing(body)
         model = self._model_known(routing)
-        worker = self._worker_chosen(model)
-        parameters = self._parameters_built(request, body, worker.info, routing, model)
-        exchange = Exchange(self._upstream, worker, keep_alive_s=self._keep_alive_s)
-        try:
-            self._forwarded(request, exchange, worker.info, path, parameters)
-            return await self._answered(request, exchange, is_stream=streams and bool(routing.stream))
-        except BaseException:
-            await exchange.aclose()
-            raise
+        unreachable: list[Worker] = []
+        while True:
+            worker = self._worker_chosen(model, unreachable)
+            parameters = self._parameters_built(request, body, worker.info, routing, model)
+            exchange = Exchange(self._upstream, worker, keep_alive_s=self._keep_alive_s)
+            try:
+                self._forwarded(request, exchange, worker.info, path, parameters)
+                return await self._answered(request, exchange, is_stream=streams and bool(routing.stream))
+            except WorkerUnreachable:
+                await exchange.aclose()
+                unreachable.append(worker)
+                if not self._others(model, unreachable):
+                    raise
+            except BaseException:
+                await exchange.aclose()
+                raise
 
     def _model_known(self, routing: RoutingFields) -> str:
         return self._names.resolve(routing.model)
 
-    def _worker_chosen(self, model: str) -> Worker:
-        return least_loaded(self._view.workers_of(model), self._rng)
+    def _worker_chosen(self, model: str, unreachable: Sequence[Worker]) -> Worker:
+        return least_loaded(self._others(model, unreachable), time.monotonic(), self._rng)
+
+    def _others(self, model: str, unreachable: Sequence[Worker]) -> list[Worker]:
+        return [worker for worker in self._view.workers_of(model) if worker not in unreachable]
 
     def _parameters_built(
         self, request: Request, body: bytes, worker: WorkerInfo, routing: RoutingFields, model: str
