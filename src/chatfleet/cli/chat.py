@@ -36,11 +36,13 @@ def chat(
     try:
         model = model or client.models.list().data[0].id
     except AuthenticationError as exc:
-        message = f"{base_url} wants another API key. Set CHATFLEET_API_KEY, or give --api-key."
+        wrong = "does not know this API key" if api_key or known_key else "wants an API key"
+        message = f"{base_url} {wrong}. Set CHATFLEET_API_KEY, or give --api-key."
         console.print(f"[bold red]Error:[/] {escape(message)}")
         raise typer.Exit(1) from exc
     except OpenAIError as exc:
-        message = f"{base_url} does not answer: {exc}. Is `chatfleet serve` running?"
+        hint = "" if base_url.rstrip("/").endswith("/v1") else " A base URL usually ends with /v1."
+        message = f"{base_url} does not answer: {str(exc).rstrip('.')}. Is `chatfleet serve` running?{hint}"
         console.print(f"[bold red]Error:[/] {escape(message)}")
         raise typer.Exit(1) from exc
     except IndexError:

@@ -84,8 +84,10 @@ def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
 def _state(worker: WorkerStatus) -> Text:
     if worker.away:
         return Text("away", "red")
+    if worker.overdue:
+        return Text("silent", "yellow")
     return Text("ready", "green") if worker.ready else Text("not ready", "yellow")
 
 
 def _problem(worker: WorkerStatus) -> Text:
-    return Text.assemble(_state(worker), f": {printable(worker.url)}: {printable(worker.problem or '')}")
+    return Text(f"{printable(worker.url)}: {printable(worker.problem or '')}", "yellow")

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
-from typing import Annotated, Any, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic import SecretStr
@@ -38,7 +39,7 @@ def settings_command(
 
 def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    annotation: Any = field.annotation
+    annotation: Any = _plain(field.annotation)
     if get_origin(annotation) is dict:
         annotation = str
     elif annotation == list[SecretStr]:
@@ -57,3 +58,12 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
             rich_help_panel=str(extra.get("panel")),
         )
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation | None, description])
+
+
+def _plain(annotation: Any) -> Any:
+    """The type without what only pydantic reads of it: typer would show that."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(map(_plain, get_args(annotation)))]  # noqa: UP007 - of a tuple
+    return annotation

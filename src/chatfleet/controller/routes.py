@@ -71,11 +71,13 @@ def make_router(service: ControllerService, servers: Servers) -> APIRouter:
     async def watch(request: Request) -> Response:
         return await EventStreamResponse.open(request.receive, service.watch())
 
-    @router.api_route("/health", methods=["GET", "HEAD"])
+    @router.head("/health")
+    @router.get("/health")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.api_route("/ready", methods=["GET", "HEAD"])
+    @router.head("/ready")
+    @router.get("/ready")
     async def ready() -> dict[str, str]:
         return {"status": "ok"}
 

@@ -1,16 +1,19 @@
 """The fleet for the eyes of a person. Nothing here holds a key."""
 
+from typing import Final
+
 from chatfleet.controller.registry import Member
 from chatfleet.controller.servers import Server, Servers
 from chatfleet.controller.service import ControllerService
 from chatfleet.core.fleet import FleetStatus, WorkerLoad, WorkerStatus
 
+_OVERDUE_INTERVALS: Final = 1.5
+
 
 def fleet_status(service: ControllerService, servers: Servers) -> FleetStatus:
     """All workers, and the registered servers that are away."""
-    now = service.now()
     problems = {server.worker_id: server.problem for server in servers}
-    present = [_present(member, problems.get(member.worker.worker_id), now) for member in service.registry]
+    present = [_present(service, member, problems.get(member.worker.worker_id)) for member in service.registry]
     away = [server_status(service, server) for server in servers if server.worker_id not in service.registry]
     return FleetStatus(
         controller_id=service.controller_id,
@@ -23,10 +26,9 @@ def fleet_status(service: ControllerService, servers: Servers) -> FleetStatus:
 
 def server_status(service: ControllerService, server: Server) -> WorkerStatus:
     """One registered server, present or away."""
-    now = service.now()
     member = service.registry.get(server.worker_id)
     if member is not None:
-        return _present(member, server.problem, now)
+        return _present(service, member, server.problem)
     return WorkerStatus(
         worker_id=server.worker_id,
         url=server.registration.url,
@@ -35,13 +37,14 @@ def server_status(service: ControllerService, server: Server) -> WorkerStatus:
         ready=False,
         away=True,
         load=WorkerLoad(),
-        silent_s=None if server.heard_s is None else now - server.heard_s,
+        silent_s=None if server.heard_s is None else service.now() - server.heard_s,
         problem=server.problem,
     )
 
 
-def _present(member: Member, problem: str | None, now: float) -> WorkerStatus:
+def _present(service: ControllerService, member: Member, problem: str | None) -> WorkerStatus:
     worker = member.worker
+    silent_s = max(0.0, service.now() - member.heard_s)
     return WorkerStatus(
         worker_id=worker.worker_id,
         url=worker.url,
@@ -49,6 +52,7 @@ def _present(member: Member, problem: str | None, now: float) -> WorkerStatus:
         model_names=tuple(model.id for model in worker.models),
         ready=worker.ready,
         load=member.load,
-        silent_s=max(0.0, now - member.heard_s),
+        overdue=silent_s > _OVERDUE_INTERVALS * service.heartbeat_interval_s,
+        silent_s=silent_s,
         problem=problem,
     )

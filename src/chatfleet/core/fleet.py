@@ -126,7 +126,8 @@ class ServerRegistration(FleetModel):
 class WorkerStatus(FleetModel):
     """A worker for the eyes of a person: no key, and how long ago it was heard of (seconds).
 
-    `away` is a registered server that does not answer: it gets no requests until it does. `problem` is a sentence on
+    `overdue` is one whose heartbeat has not come when it should: it may be dead, and will be gone at its expiry. `away`
+    is a registered server that does not answer: it gets no requests until it does. `problem` is a sentence on
     what is wrong, where that is known.
     """
 
@@ -135,6 +136,7 @@ class WorkerStatus(FleetModel):
     kind: WorkerKind
     model_names: tuple[str, ...]
     ready: bool
+    overdue: bool = False
     away: bool = False
     load: WorkerLoad
     silent_s: float | None

@@ -56,9 +56,8 @@ class Settings(BaseSettings):
             name = ".".join(map(str, wrong["loc"]))
             flag = cls._flag(name)
             shown = "set to what it is" if cls._is_secret(name) else repr(wrong["input"])
-            raise ConfigurationError(
-                f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {shown}: {wrong['msg']}."
-            ) from exc
+            reason = wrong["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {shown}: {reason}.") from exc
 
     @classmethod
     def _flag(cls, name: str) -> str:

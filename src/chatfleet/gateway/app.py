@@ -1,10 +1,12 @@
 """The gateway's HTTP application, and the loop that runs it."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from fastapi import FastAPI
 
+from chatfleet.core.errors import model_list
 from chatfleet.dispatch.upstream import AiohttpUpstream, Upstream
 from chatfleet.dispatch.view import FleetView
 from chatfleet.dispatch.watch import FleetWatch
@@ -21,12 +23,15 @@ from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import KeyGuard, Keys, SingleHost
 
+logger = logging.getLogger(__name__)
+
 
 def create_app(settings: EndpointSettings, names: ModelNames, relay: Relay) -> FastAPI:
     """Raises ConfigurationError when the API keys cannot be had."""
-    app = documented_app("ChatFleet")
+    keys = settings.keys()
+    app = documented_app("ChatFleet", with_keys=bool(keys))
     app.include_router(make_router(names, relay))
-    if keys := settings.keys():
+    if keys:
         app.add_middleware(KeyGuard, keys=Keys(keys))
     app.add_middleware(ErrorAnswers)  # inside of CORS, so that pages may read why they are refused
     app.add_middleware(Cors, settings=settings)
@@ -59,6 +64,9 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
             served = tuple(names.served())
             if served != announced:
                 announced = served
+                logger.info("serving %s", model_list(served) or "no model at the moment")
+                for name, model in names.lost():
+                    logger.warning("%s stands for the model %s, which no worker serves now", name, model)
                 announce(url, served)
 
         announce(url, ())

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from chatfleet.core.errors import InvalidRequest, ModelNotFound, NoWorker, model_list
+from chatfleet.core.errors import InvalidRequest, ModelNotFound, NoWorker, ServingError, model_list
 from chatfleet.core.fleet import ModelInfo
 from chatfleet.dispatch.view import FleetView
 from chatfleet.protocol.common import ModelCard
@@ -21,29 +21,41 @@ class ModelNames:
         """The model that is meant, which has a worker now. Raises ModelNotFound, NoWorker, InvalidRequest."""
         name = requested or self._default or self._only_model()
         model = self._aliases.get(name, name)
-        if self._view.serves(model):
-            return model
-        if self._view.is_away(model, time.monotonic()):
-            raise NoWorker(f"No worker of the model `{name}` is there at the moment. Try again shortly.")
-        self.require_models()
-        raise ModelNotFound(name, self.served(), alias_of=model if model != name else None)
+        if not self._view.serves(model):
+            raise self._missing(name, model)
+        return model
 
     def served(self) -> list[str]:
         """Every name that can be asked for now, in alphabetical order."""
         return sorted(self._cards())
+
+    def lost(self) -> list[tuple[str, str]]:
+        """Aliases (and the default, called so) whose model cannot be asked now, each with that model."""
+        default = {} if self._default is None else {"the default": self._aliases.get(self._default, self._default)}
+        wanted = {f"the alias {name}": model for name, model in self._aliases.items()} | default
+        return [(name, model) for name, model in wanted.items() if not self._view.serves(model)]
 
     def cards(self) -> list[ModelCard]:
         return [card for _, card in sorted(self._cards().items())]
 
     def card(self, name: str) -> ModelCard:
         """Raises ModelNotFound, NoWorker."""
-        self.resolve(name)
-        return self._cards()[name]
+        if (card := self._cards().get(name)) is None:
+            raise self._missing(name, self._aliases.get(name, name))
+        return card
 
     def require_models(self) -> None:
         """Raises NoWorker when nothing can be asked."""
         if not self._view.models():
-            raise NoWorker("No model is served at the moment: no worker is there yet. Try again shortly.")
+            raise _nothing_served()
+
+    def _missing(self, name: str, model: str) -> ServingError:
+        """Why `name`, which stands for `model`, cannot be asked for."""
+        if self._view.is_away(model, time.monotonic()):
+            return NoWorker(f"No worker of the model `{name}` is there at the moment. Try again shortly.")
+        if not self._view.models():
+            return _nothing_served()
+        return ModelNotFound(name, self.served(), alias_of=model if model != name else None)
 
     def _cards(self) -> dict[str, ModelCard]:
         models = self._view.models()
@@ -55,6 +67,10 @@ class ModelNames:
             return model
         self.require_models()
         raise InvalidRequest(f"You must name a model. Served: {model_list(self.served())}.", param="model")
+
+
+def _nothing_served() -> NoWorker:
+    return NoWorker("No model is served at the moment: no worker is there yet. Try again shortly.")
 
 
 def _card(name: str, model: ModelInfo) -> ModelCard:

@@ -19,6 +19,7 @@ class Endpoint(NamedTuple):
     """A path that workers answer, streaming if `streams` and asked to; `aliases` are other paths for the same."""
 
     path: str
+    summary: str
     request: type[RequestModel]
     response: type[WireModel]
     streams: bool = False
@@ -26,11 +27,18 @@ class Endpoint(NamedTuple):
 
 
 ENDPOINTS: Final = (
-    Endpoint("/v1/chat/completions", ChatCompletionRequest, ChatCompletion, streams=True, aliases=("/",)),
-    Endpoint("/v1/completions", CompletionRequest, Completion, streams=True),
-    Endpoint("/v1/embeddings", EmbeddingRequest, EmbeddingResponse),
-    Endpoint("/v1/tokenize", TokenizeRequest, TokenizeResponse),
-    Endpoint("/v1/detokenize", DetokenizeRequest, DetokenizeResponse),
+    Endpoint(
+        "/v1/chat/completions",
+        "Answer a conversation",
+        ChatCompletionRequest,
+        ChatCompletion,
+        streams=True,
+        aliases=("/",),
+    ),
+    Endpoint("/v1/completions", "Continue a text", CompletionRequest, Completion, streams=True),
+    Endpoint("/v1/embeddings", "Embed texts", EmbeddingRequest, EmbeddingResponse),
+    Endpoint("/v1/tokenize", "Turn text into tokens", TokenizeRequest, TokenizeResponse),
+    Endpoint("/v1/detokenize", "Turn tokens into text", DetokenizeRequest, DetokenizeResponse),
 )
 
 
@@ -47,6 +55,8 @@ def make_router(names: ModelNames, relay: Relay) -> APIRouter:
             answer,
             methods=["POST"],
             name=name if path == endpoint.path else f"{name}_alias",
+            tags=["Inference"],
+            summary=endpoint.summary if path == endpoint.path else f"{endpoint.summary} (the same as {endpoint.path})",
             response_model=endpoint.response,
             openapi_extra=body_of(endpoint.request),
         )
@@ -55,20 +65,22 @@ def make_router(names: ModelNames, relay: Relay) -> APIRouter:
         for path in (endpoint.path, *endpoint.aliases):
             add(endpoint, path)
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", tags=["Models"])
     async def models() -> ModelList:
         return ModelList(object="list", data=names.cards())
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", tags=["Models"])
     async def model(model: str) -> ModelCard:
         return names.card(model)
 
-    @router.api_route("/health", methods=["GET", "HEAD"])
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", tags=["State"])
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
 
-    @router.api_route("/ready", methods=["GET", "HEAD"])
+    @router.head("/ready", include_in_schema=False)
+    @router.get("/ready", tags=["State"])
     async def ready() -> dict[str, str]:
         """At least one model can be asked."""
         names.require_models()

@@ -29,10 +29,16 @@ ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def documented_app(title: str) -> FastAPI:
-    """An app whose /docs works without the internet, and describes the request bodies that `body_of` names."""
-    app = FastAPIOffline(title=title, version=__version__, redirect_slashes=False, redoc_url=None)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+_DESCRIPTION: Final = "OpenAI's API: any OpenAI client works with it. Errors are OpenAI's error objects."
+
+
+def documented_app(title: str, *, with_keys: bool) -> FastAPI:
+    """An app whose /docs works without the internet, and describes the request bodies that `body_of` names and, where
+    it has them, the bearer keys."""
+    app = FastAPIOffline(
+        title=title, description=_DESCRIPTION, version=__version__, redirect_slashes=False, redoc_url=None
+    )
+    app.openapi = lambda: _openapi(app, with_keys)  # type: ignore[method-assign]
     return app
 
 
@@ -42,12 +48,15 @@ def body_of(model: type[RequestModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, with_keys: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _, definitions = models_json_schema(
             [(model, "validation") for model in REQUEST_MODELS], ref_template="#/components/schemas/{model}"
         )
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        if with_keys:
+            schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            schema["security"] = [{"key": []}]
         app.openapi_schema = schema
     return app.openapi_schema

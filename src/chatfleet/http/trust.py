@@ -31,9 +31,7 @@ class Keys:
         """Raises InvalidApiKey unless the header's value is `Bearer` and one of the keys."""
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise InvalidApiKey(
-                f"Give the {self._name}: 'Authorization: Bearer KEY'. Nothing is answered here without."
-            )
+            raise InvalidApiKey(f"This needs the {self._name}. Send it as 'Authorization: Bearer ...'.")
         if not self.accept(key.strip()):
             raise InvalidApiKey(f"The {self._name} is not known here. Check it, and that it is meant for this server.")
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def create_app(service: WorkerService, *, strict: bool, token: str | None, host: str) -> FastAPI:
     """`token`, where given, is what every call must carry; without one, calls that a web page of another site could
     make are refused, and `host` is known as this server's name beside those of loopback."""
-    app = documented_app("ChatFleet worker")
+    app = documented_app("ChatFleet worker", with_keys=token is not None)
     app.include_router(make_router(service, strict=strict))
     add_guard(app, token=token, host=host)
     handle_requests(app)

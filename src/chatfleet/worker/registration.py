@@ -36,6 +36,7 @@ class Membership:
         self._describe = describe
         self._changed = {client.url: asyncio.Event() for client in self._clients}
         self._rng = random.Random()
+        self._registered_with: set[ControllerClient] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def join(self) -> None:
@@ -54,7 +55,7 @@ class Membership:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if tasks:
-            await asyncio.gather(*map(self._deregister, self._clients))
+            await asyncio.gather(*map(self._deregister, self._registered_with))
 
     async def _keep_registered(self, client: ControllerClient) -> None:
         changed = self._changed[client.url]
@@ -78,6 +79,7 @@ class Membership:
             if known is None or failures >= 5 or registration.epoch != known.epoch:
                 logger.info("registered with the controller at %s", client.url)
             known, failures = registration, 0
+            self._registered_with.add(client)
             try:
                 async with asyncio.timeout(registration.heartbeat_interval_s):
                     await changed.wait()

@@ -61,11 +61,11 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         body = await parse(request, EmbeddingRequest)
         return await json_response(request, create_embeddings(service, body))
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", tags=["Models"])
     async def models() -> ModelList:
         return ModelList(object="list", data=service.model_cards())
 
-    @router.get("/v1/models/{model:path}")
+    @router.get("/v1/models/{model:path}", tags=["Models"])
     async def model(model: str) -> ModelCard:
         name = service.model_name(model)
         return next(card for card in service.model_cards() if card.id == name)
@@ -89,12 +89,14 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         text = await off_loop(len(body.tokens), lambda: decode(service.model.tokenizer, body.tokens))
         return _json(DetokenizeResponse(prompt=text))
 
-    @router.api_route("/health", methods=["GET", "HEAD"])
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", tags=["State"])
     async def health() -> dict[str, str]:
         """The process is alive."""
         return {"status": "ok"}
 
-    @router.api_route("/ready", methods=["GET", "HEAD"])
+    @router.head("/ready", include_in_schema=False)
+    @router.get("/ready", tags=["State"])
     async def ready() -> dict[str, str]:
         """Requests can be answered, and by which worker: another may have taken over its port."""
         require_ready()
