@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -111,8 +114,18 @@ def snippets(url: str, models: Sequence[str], *, with_key: bool) -> str:
         f"(documentation: {url}/docs, Ctrl-C stops)\n\n"
         f"[bold]curl[/]\n{escape(curl)}\n"
         f"[bold]OpenAI SDK[/]\n{escape(sdk)}\n"
-        f"[bold]Terminal[/]\n  chatfleet chat --base-url {url}/v1\n"
+        f"[bold]Terminal[/]\n  {escape(_command())} chat --base-url {url}/v1\n"
     )
+
+
+def _command() -> str:
+    """What to type for this command: its path where the shell would not find it, as in a virtual environment."""
+    if shutil.which("chatfleet"):
+        return "chatfleet"
+    script = Path(sys.executable).with_name("chatfleet")
+    if script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return shlex.quote(str(script))
 
 
 def open_door(settings: EndpointSettings) -> str | None:
