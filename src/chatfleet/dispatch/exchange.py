@@ -61,6 +61,12 @@ class Exchange:
         except TimeoutError:
             return None
 
+    async def whole(self) -> bytes:
+        """The whole body of the answer. Raises ServingError."""
+        response = await self.answer()
+        with self._noting_failure():
+            return await response.read_all()
+
     async def _open(self, path: str, body: bytes, headers: Headers) -> UpstreamResponse:
         info = self._worker.info
         with self._noting_failure():

@@ -120,7 +120,7 @@ class Relay:
             return await EventStreamResponse.open(request.receive, exchange)
         if media_type(answer) != _JSON:
             raise WorkerFailed("The model's worker did not answer as OpenAI's API does.")
-        body = await until_disconnect(request.receive, answer.read_all())
+        body = await until_disconnect(request.receive, exchange.whole())
         await exchange.aclose()
         return Response(body, media_type=_JSON)
 
