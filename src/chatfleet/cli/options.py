@@ -9,27 +9,21 @@ import typer
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from chatfleet.core.settings import Settings
+from chatfleet.core.settings import Settings, flag_of
 
 
-def settings_command(
-    settings: type[Settings], run: Callable[[dict[str, Any]], None], *, defaults: dict[str, Any] | None = None
-) -> Callable[..., None]:
-    """A typer command with an option per setting; `run` gets those that were given, over `defaults`.
+def settings_command(settings: type[Settings], run: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+    """A typer command with an option per setting; `run` gets those that were given.
 
     The field `model` (or `models`) is the command's argument; a single secret is no option at all. The docstring of
     `run` is the command's help.
     """
-    defaults = defaults or {}
 
     def command(**options: Any) -> None:
-        given = {name: value for name, value in options.items() if value not in (None, [])}
-        run({**defaults, **given})
+        run({name: value for name, value in options.items() if value not in (None, [])})
 
     parameters = [
-        _parameter(name, field, defaults.get(name, field.get_default(call_default_factory=True)))
-        for name, field in settings.model_fields.items()
-        if field.annotation != SecretStr | None
+        _parameter(name, field) for name, field in settings.model_fields.items() if field.annotation != SecretStr | None
     ]
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -37,7 +31,7 @@ def settings_command(
     return command
 
 
-def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
+def _parameter(name: str, field: FieldInfo) -> Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     annotation: Any = _plain(field.annotation)
     if get_origin(annotation) is dict:
@@ -48,11 +42,11 @@ def _parameter(name: str, field: FieldInfo, default: Any) -> Parameter:
     if name in ("model", "models"):
         description = typer.Argument(help=field.description, show_default=False)
     else:
+        default = field.get_default(call_default_factory=True)
         value = ", ".join(default) if isinstance(default, list) else default
         shown = f" Default: {value}." if value not in (None, "", {}, False, 0) else ""
-        flag = str(extra.get("flag") or "--" + name.replace("_", "-"))
         description = typer.Option(
-            flag,
+            flag_of(name, field),
             help=f"{field.description}{shown}",
             show_default=False,
             rich_help_panel=str(extra.get("panel")),

@@ -6,13 +6,12 @@ from typing import Any, Final
 import aiohttp
 from pydantic_core import from_json
 
-from chatfleet.core.fleet import ModelInfo, ServerRegistration
+from chatfleet.core.fleet import MAX_MODEL_ID_CHARS, ModelInfo, ServerRegistration
 from chatfleet.http.control import AnswerTooLarge, bearer, connection_problem, new_session, read_bounded
 
 PROBE_TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_MODELS: Final = 1024
-_MAX_ID_CHARS: Final = 512
 _MAX_INT: Final = 2**53
 
 _REFUSALS: Final = {
@@ -65,7 +64,7 @@ def listed_models(body: bytes, wanted: Collection[str]) -> tuple[ModelInfo, ...]
     models: dict[str, ModelInfo] = {}
     for entry in entries:
         model_id = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(model_id, str) or not 0 < len(model_id) <= _MAX_ID_CHARS:
+        if not isinstance(model_id, str) or not 0 < len(model_id) <= MAX_MODEL_ID_CHARS:
             raise ProbeFailed("it is not OpenAI-compatible: an entry of its /v1/models has no usable 'id'")
         if not wanted or model_id in wanted:
             models[model_id] = _model(model_id, entry)
@@ -80,7 +79,7 @@ def _model(model_id: str, entry: dict[str, Any]) -> ModelInfo:
     return ModelInfo(
         id=model_id,
         created=_whole(entry.get("created")) or 0,
-        owned_by=owned_by[:_MAX_ID_CHARS] if isinstance(owned_by, str) else "",
+        owned_by=owned_by[:MAX_MODEL_ID_CHARS] if isinstance(owned_by, str) else "",
         context_length=context_length or None,
     )
 

@@ -54,22 +54,22 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             wrong = exc.errors(include_url=False)[0]
             name = ".".join(map(str, wrong["loc"]))
-            flag = cls._flag(name)
-            shown = "set to what it is" if cls._is_secret(name) else repr(wrong["input"])
+            field = cls.model_fields.get(name.partition(".")[0])
+            flag = flag_of(name, field)
+            shown = "set to what it is" if field is not None and _is_secret(field) else repr(wrong["input"])
             reason = wrong["msg"].removeprefix("Value error, ")
             raise ConfigurationError(f"{flag} (or {ENV_PREFIX}{name.upper()}) cannot be {shown}: {reason}.") from exc
 
-    @classmethod
-    def _flag(cls, name: str) -> str:
-        field = cls.model_fields.get(name.partition(".")[0])
-        extra = field.json_schema_extra if field is not None else None
-        own = extra.get("flag") if isinstance(extra, dict) else None
-        return str(own or "--" + name.replace("_", "-"))
 
-    @classmethod
-    def _is_secret(cls, name: str) -> bool:
-        field = cls.model_fields.get(name.partition(".")[0])
-        return field is not None and "SecretStr" in str(field.annotation)
+def flag_of(name: str, field: FieldInfo | None) -> str:
+    """What a field is called on the command line: its own flag, else its name."""
+    extra = field.json_schema_extra if field is not None else None
+    own = extra.get("flag") if isinstance(extra, dict) else None
+    return str(own or "--" + name.replace("_", "-"))
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return "SecretStr" in str(field.annotation)
 
 
 def setting(default: Any, help_text: str, panel: str, *, flag: str | None = None, **bounds: Any) -> Any:

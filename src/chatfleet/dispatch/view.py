@@ -127,9 +127,11 @@ class FleetView:
             self._take_snapshot(source, event, now)
         else:
             self._advance(source, event)
+            if isinstance(event, ControllerAlive):
+                return
             if isinstance(event, WorkerChanged):
                 self._vouch(source, event.worker)
-            elif isinstance(event, WorkerGone):
+            else:
                 self._take_leave(source, event, now)
         self._index(now)
 

@@ -13,14 +13,13 @@ from pydantic import BaseModel
 
 from chatfleet.core.fleet import ALIVE_INTERVAL_S
 from chatfleet.dispatch.view import FleetView, Gap, Worker
-from chatfleet.http.control import ControllerClient, ControllerError, bearer, read_bounded, retry_delay_s
+from chatfleet.http.control import WARN_AFTER, ControllerClient, ControllerError, bearer, read_bounded, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S: Final = 5.0
 _SILENCE_S: Final = 5 * ALIVE_INTERVAL_S
 _MAX_READY_BYTES: Final = 64 * 1024
-_WARN_AFTER: Final = 5  # failures in a row: while everything starts, a few are as it should be
 
 
 class FleetWatch:
@@ -57,7 +56,7 @@ class FleetWatch:
             try:
                 async with aclosing(client.watch(_SILENCE_S)) as events:
                     async for event in events:
-                        if failures >= _WARN_AFTER:
+                        if failures >= WARN_AFTER:
                             logger.info("the controller at %s is back", client.url)
                         failures = 0
                         self._view.apply(client.url, event, time.monotonic())
@@ -66,7 +65,7 @@ class FleetWatch:
                 logger.warning("events of the controller at %s are missing; asking for all of it", client.url)
             except ControllerError as exc:
                 failures += 1
-                if failures == _WARN_AFTER:
+                if failures == WARN_AFTER:
                     logger.warning("%s Going on with what is known of the fleet; trying again until it answers.", exc)
             except Exception:
                 failures += 1

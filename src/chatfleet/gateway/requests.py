@@ -74,7 +74,8 @@ def build_parameters(body: bytes, worker: WorkerInfo, named: str | None, model: 
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidRequest(f"The request body is not valid JSON: {exc}.") from exc
-    dropped = [] if is_ours else [name for name in fields if name not in KNOWN_FIELDS | set(worker.allowed_fields)]
+    allowed = fields.keys() if is_ours else KNOWN_FIELDS.union(worker.allowed_fields)
+    dropped = [name for name in fields if name not in allowed]
     if not dropped and named == model:
         return body, []
     for name in dropped:

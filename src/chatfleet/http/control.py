@@ -29,6 +29,9 @@ from chatfleet.core.fleet import (
 
 CALL_TIMEOUT_S: Final = 5.0
 MAX_EVENT_BYTES: Final = 64 * 1024 * 1024
+WARN_AFTER: Final = 5
+"""Failures in a row that are worth a line in the log: while everything starts, a few are as it should be."""
+
 _MAX_ERROR_BYTES: Final = 64 * 1024
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 _RETRY_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import aiohttp
 
 from chatfleet.core.fleet import Heartbeat, Registration
-from chatfleet.http.control import ControllerClient, ControllerError, retry_delay_s
+from chatfleet.http.control import WARN_AFTER, ControllerClient, ControllerError, retry_delay_s
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +65,15 @@ class Membership:
             changed.clear()
             try:
                 registration = await client.heartbeat(self._describe())
-            except ControllerError as exc:
+            except Exception as exc:
                 failures += 1
-                log = logger.warning if failures == 5 else logger.debug  # not while everything is starting
-                log("%s Requests go on; trying again until it answers.", exc)
+                if not isinstance(exc, ControllerError):
+                    logger.exception("registering with the controller at %s failed; trying again", client.url)
+                elif failures == WARN_AFTER:
+                    logger.warning("%s Requests go on; trying again until it answers.", exc)
                 await asyncio.sleep(retry_delay_s(failures, self._rng))
                 continue
-            except Exception:
-                failures += 1
-                logger.exception("registering with the controller at %s failed; trying again", client.url)
-                await asyncio.sleep(retry_delay_s(failures, self._rng))
-                continue
-            if known is None or failures >= 5 or registration.epoch != known.epoch:
+            if known is None or failures >= WARN_AFTER or registration.epoch != known.epoch:
                 logger.info("registered with the controller at %s", client.url)
             known, failures = registration, 0
             self._registered_with.add(client)
