@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help serve test test-all lint model bench-engines clean
+.PHONY: help serve test test-all lint model bench-engines bench-gateway clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -47,6 +47,9 @@ model: $(VENV)/.dev  ## Rebuild the bundled model (up to an hour on 2 cores)
 
 bench-engines: $(VENV)/.dev  ## The served stream beside the bare engine
 	$(BIN)/python benchmarks/engines/served_vs_inprocess.py
+
+bench-gateway: $(VENV)/.dev  ## The gateway beside nginx and others (Linux, gcc, nginx)
+	$(BIN)/python benchmarks/gateway/compare.py
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

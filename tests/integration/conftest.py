@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from support.processes import THROUGH, Endpoint, endpoint
+from support.raw_upstream import RawFleet, raw_fleet
 
 
 @pytest.fixture
@@ -29,3 +30,17 @@ def small_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
     """A context of 64 tokens."""
     with endpoint(request.param, "--engine", "simulated", "--context-length", "64") as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def raw_fleet_session() -> Iterator[RawFleet]:
+    with raw_fleet() as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(raw_fleet_session: RawFleet) -> Iterator[RawFleet]:
+    """A gateway before a worker made of bytes, which must outlive whatever the test does to it."""
+    raw_fleet_session.upstream.forget()
+    yield raw_fleet_session
+    raw_fleet_session.assert_well()

@@ -136,8 +136,9 @@ def test_an_event_does_not_wait_for_the_sign_of_life(controller: httpx.Client) -
 def test_silence_on_a_watch_is_broken_by_signs_of_life(controller: httpx.Client) -> None:
     with watching(controller) as watch:
         version = watch.next()["version"]
-        assert watch.next() == {"type": "alive", "version": version}
-        assert watch.next() == {"type": "alive", "version": version}
+        for _ in range(2):
+            alive = watch.next()
+            assert (alive["type"], alive["version"]) == ("alive", version)
 
 
 def test_a_watcher_that_does_not_read_is_dropped_and_holds_up_nobody(
@@ -183,7 +184,9 @@ def test_a_controller_that_was_stopped_blames_no_worker() -> None:
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(3.0)
             os.kill(process.pid, signal.SIGCONT)
-            assert watch.next()["type"] == "alive" and watch.next() == {"type": "alive", "version": version}
+            for _ in range(2):
+                alive = watch.next()
+                assert (alive["type"], alive["version"]) == ("alive", version)
         assert list(workers(controller)) == [worker_id]
 
 

@@ -3,8 +3,6 @@
 Shown by what other clients get: with an hour between tokens, a slot that is not given back is never free again.
 """
 
-import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -47,12 +45,6 @@ def send(worker: WorkerProcess, name: str) -> RawConnection:
     return RawConnection(worker.url).post(path, body)
 
 
-def reset(connection: RawConnection) -> None:
-    """Drop the connection with a RST, as a client does that is killed or has unread data."""
-    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
-
-
 def until_busy(http: httpx.Client) -> None:
     """Wait until the slot is taken: a short request gets no answer then, and leaves."""
     try:
@@ -82,7 +74,7 @@ def queued(worker: WorkerProcess, http: httpx.Client, name: str) -> RawConnectio
         return waiting
 
 
-@pytest.mark.parametrize("end", [RawConnection.close, reset])
+@pytest.mark.parametrize("end", [RawConnection.close, RawConnection.reset])
 @pytest.mark.parametrize("name", LONG)
 def test_a_running_request_frees_its_slot(
     one_slot: WorkerProcess, name: str, end: Callable[[RawConnection], None]
@@ -167,7 +159,7 @@ def test_a_client_that_stops_reading_frees_its_slot_when_it_leaves() -> None:
         worker.http() as http,
     ):
         endless: Json = {"prompt": "hi", "stream": True, "ignore_eos": True, "max_tokens": 190_000, "logprobs": 5}
-        for end in (RawConnection.close, reset):
+        for end in (RawConnection.close, RawConnection.reset):
             running = RawConnection(worker.url).post(COMPLETIONS, endless)
             running.read_head()
             until_busy(http)

@@ -71,14 +71,15 @@ def test_a_large_but_bounded_head_is_fine(http: httpx.Client) -> None:
     assert http.get("/health", headers={"x-large": "x" * 30_000}).status_code == 200
 
 
-def test_garbage_behind_a_running_stream_closes_it_without_a_second_head(paced_endpoint: Endpoint) -> None:
+def test_garbage_behind_a_running_stream_is_refused_once_that_is_complete(paced_endpoint: Endpoint) -> None:
     with RawConnection(paced_endpoint.url) as connection:
-        connection.post(CHAT, {"messages": user("hi"), "stream": True, "ignore_eos": True})
+        connection.post(CHAT, {"messages": user("hi"), "stream": True, "ignore_eos": True, "max_tokens": 20})
         connection.read_head()
         next(connection.read_chunks())
         connection.send(b"\x00garbage\r\n\r\n")
-        rest = connection._file.read()
-    assert b"HTTP/1.1" not in rest and b"[DONE]" not in rest
+        stream, _, refusal = connection.rest().partition(b"HTTP/1.1 ")
+    assert b"data: [DONE]" in stream and stream.endswith(b"\r\n0\r\n\r\n")
+    assert refusal.startswith(b"400 ")
 
 
 def test_a_body_may_come_in_pieces_of_any_size(simulated_endpoint: Endpoint) -> None:

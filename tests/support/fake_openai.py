@@ -11,16 +11,22 @@ Answer = tuple[int, dict[str, str], bytes]
 Reply = Callable[[Callable[[bytes], object]], object]
 
 
-def http_answer(body: bytes, *headers: str, status: int = 200, content_type: str = "application/json") -> bytes:
+def http_answer(
+    body: bytes,
+    *headers: str,
+    status: int = 200,
+    content_type: str = "application/json",
+    connection: str = "close",
+) -> bytes:
     """A whole answer, as it goes over the wire."""
-    framing = (f"content-type: {content_type}", f"content-length: {len(body)}", "connection: close")
+    framing = (f"content-type: {content_type}", f"content-length: {len(body)}", f"connection: {connection}")
     lines = (f"HTTP/1.1 {status} X", *framing, *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def stream_head(*headers: str) -> bytes:
+def stream_head(*headers: str, connection: str = "close") -> bytes:
     """The head of a chunked event stream."""
-    framing = ("content-type: text/event-stream", "transfer-encoding: chunked", "connection: close")
+    framing = ("content-type: text/event-stream", "transfer-encoding: chunked", f"connection: {connection}")
     lines = ("HTTP/1.1 200 OK", *framing, *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 

@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 GUARDED = Path(__file__).with_name("guarded.py")
-_ANNOUNCED = re.compile(r"Serving .+? on (http://\S+?)/v1|(?:Controller|Gateway) on (http://[^\s,]+)")
+_ANNOUNCED = re.compile(r"Serving .+? on (https?://\S+?)/v1|(?:Controller|Gateway) on (https?://[^\s,]+)")
 
 
 class CommandProcess:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -81,6 +82,9 @@ def failed(response: httpx.Response, status: int, *, param: str | None = None, c
     return error
 
 
+_FRAMING = ("content-length", "transfer-encoding")
+
+
 @dataclass(frozen=True, slots=True)
 class RawResponse:
     status: int
@@ -95,6 +99,7 @@ class RawConnection:
         parts = urlsplit(url)
         assert parts.hostname is not None and parts.port is not None
         self.sock = socket.create_connection((parts.hostname, parts.port), timeout=timeout_s)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self.sock.makefile("rb")
 
     def send(self, data: bytes) -> Self:
@@ -107,20 +112,35 @@ class RawConnection:
         return self.send(head("POST", path, f"content-length: {len(content)}", *headers) + content)
 
     def read_response(self, method: str = "POST") -> RawResponse:
-        """One whole response; others that are pipelined behind it stay unread."""
+        """One whole response; others that are pipelined behind it stay unread. Heads of 102, which say that the
+        request is being worked on, are passed over."""
         status, headers = self.read_head()
-        if method == "HEAD":
+        while status == 102:
+            status, headers = self.read_head()
+        if method == "HEAD" or status in (204, 304):
             return RawResponse(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":
             return RawResponse(status, headers, b"".join(self.read_chunks()))
-        return RawResponse(status, headers, self._exactly(int(headers["content-length"])))
+        if "content-length" in headers:
+            return RawResponse(status, headers, self._exactly(int(headers["content-length"])))
+        return RawResponse(status, headers, self.rest())
+
+    def read_responses(self) -> list[RawResponse]:
+        """Whole responses up to the end of the connection."""
+        responses = []
+        while self._file.peek(1):
+            responses.append(self.read_response())
+        return responses
 
     def read_head(self) -> tuple[int, dict[str, str]]:
         status_line = self._line()
+        assert status_line.startswith("HTTP/1.1 "), status_line
         headers: dict[str, str] = {}
         while line := self._line():
             name, _, value = line.partition(":")
+            assert name.lower() not in headers or name.lower() not in _FRAMING, f"two of {name}"
             headers[name.lower()] = value.strip()
+        assert not set(headers).issuperset(_FRAMING), f"two framings: {headers}"
         return int(status_line.split(" ")[1]), headers
 
     def read_chunks(self) -> Iterator[bytes]:
@@ -137,9 +157,23 @@ class RawConnection:
         except ConnectionResetError:
             return True
 
+    def rest(self) -> bytes:
+        """All that is left to come before the server ends the connection; fails when it resets it."""
+        return self._file.read()
+
+    def end_sending(self) -> Self:
+        """Say that nothing more will be sent, and still read."""
+        self.sock.shutdown(socket.SHUT_WR)
+        return self
+
     def close(self) -> None:
         self._file.close()
         self.sock.close()
+
+    def reset(self) -> None:
+        """Drop the connection with a RST, as a client does that is killed or has unread data."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
     def _line(self) -> str:
         line = self._file.readline()

@@ -13,7 +13,7 @@ from chatfleet.controller.errors import FleetFull
 from chatfleet.controller.registry import Registry
 from chatfleet.controller.service import ControllerService
 from chatfleet.core.errors import ShuttingDown
-from chatfleet.core.fleet import Heartbeat, WorkerInfo
+from chatfleet.core.fleet import Heartbeat, WorkerInfo, WorkerLoad
 from support.wire import PATIENCE_S, Json
 
 
@@ -21,8 +21,9 @@ def make_service(expiry_s: float = 15.0) -> ControllerService:
     return ControllerService(Registry(expiry_s), controller_id="test", heartbeat_interval_s=expiry_s / 3)
 
 
-def beat(worker_id: str, *, ready: bool = True) -> Heartbeat:
-    return Heartbeat(worker=WorkerInfo(worker_id=worker_id, url=f"http://{worker_id}:1", models=(), ready=ready))
+def beat(worker_id: str, *, ready: bool = True, running: int = 0, waiting: int = 0) -> Heartbeat:
+    worker = WorkerInfo(worker_id=worker_id, url=f"http://{worker_id}:1", models=(), ready=ready)
+    return Heartbeat(worker=worker, load=WorkerLoad(running=running, waiting=waiting))
 
 
 async def read(watch: AsyncGenerator[bytes, None]) -> list[Json]:
@@ -53,7 +54,46 @@ async def test_silence_is_broken_by_a_sign_of_life(monkeypatch: pytest.MonkeyPat
     service = make_service()
     async with aclosing(service.watch()) as watch:
         await read(watch)
-        assert await read(watch) == [{"type": "alive", "version": 0}]
+        assert await read(watch) == [{"type": "alive", "version": 0, "loads": {}}]
+
+
+async def test_signs_of_life_tell_the_loads_of_the_last_heartbeats_and_changes_do_not_put_them_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "ALIVE_INTERVAL_S", 0.1)
+    service = make_service()
+    service.hear(beat("a", running=3))
+    async with aclosing(service.watch()) as watch:
+        (first,) = await read(watch)
+        assert first["loads"] == {"a": {"running": 3, "waiting": 0}}
+        events: list[Json] = []
+        while not events or events[-1]["type"] != "alive":
+            service.hear(beat("a", running=4, waiting=2))
+            service.hear(beat("b", ready=bool(len(events) % 2)))
+            events += await read(watch)
+            assert len(events) < 10_000
+        assert events[-1]["loads"] == {"a": {"running": 4, "waiting": 2}, "b": {"running": 0, "waiting": 0}}
+        assert events[-1]["version"] == events[-2]["version"], "it comes after the changes that it counts"
+    service.close()
+
+
+async def test_watchers_get_the_same_sign_of_life_and_never_one_from_before_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "ALIVE_INTERVAL_S", 0.05)
+    service = make_service()
+    service.hear(beat("a"))
+    async with aclosing(service.watch()) as one, aclosing(service.watch()) as other:
+        versions = {id(one): 0, id(other): 0}
+        for count in range(20):
+            for watch in (one, other):
+                for event in await read(watch):
+                    expected = versions[id(watch)] + (event["type"] == "changed")
+                    assert event["type"] == "snapshot" or event["version"] == expected
+                    versions[id(watch)] = event["version"]
+            if count % 3 == 0:
+                service.hear(beat("a", ready=bool(count % 2)))
+    service.close()
 
 
 async def test_one_who_does_not_read_is_dropped_and_the_others_are_not(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from chatfleet.core.fleet import (
+    FLEET_EVENT,
     ControllerAlive,
     FleetSnapshot,
     GoneReason,
@@ -16,11 +17,23 @@ from chatfleet.core.fleet import (
     WorkerGone,
     WorkerInfo,
     WorkerKind,
+    WorkerLoad,
+    read_load,
 )
-from chatfleet.dispatch.view import MODEL_MEMORY_S, REPROBE_S, FleetView, Gap
+from chatfleet.dispatch.view import MODEL_MEMORY_S, REPORT_S, REPROBE_S, SMOOTHING_S, FleetView, Gap, Worker
 
 A, B = "http://a:21001", "http://b:21001"
 EXPIRY_S = 15.0
+
+
+class Request:
+    """One at a worker, which says so in `told` when that is lost."""
+
+    def __init__(self, told: "list[Request]") -> None:
+        self._told = told
+
+    def worker_lost(self) -> None:
+        self._told.append(self)
 
 
 def info(worker_id: str, *models: str, ready: bool = True, kind: WorkerKind = "chatfleet") -> WorkerInfo:
@@ -90,9 +103,12 @@ def test_a_worker_that_is_not_ready_is_kept_but_not_chosen() -> None:
 def test_a_request_is_counted_through_changes_of_its_worker() -> None:
     view = view_of(info("w1"))
     (worker,) = view.workers_of("m")
-    with worker.slot(lambda: None):
-        view.apply(A, WorkerChanged(version=1, worker=info("w1", "m", "n")), 0.0)
-        assert view.workers_of("n")[0].in_flight == 1
+    request = Request([])
+    worker.begin(request)
+    view.apply(A, WorkerChanged(version=1, worker=info("w1", "m", "n")), 0.0)
+    assert view.workers_of("n")[0].in_flight == 1
+    worker.end(request)
+    worker.end(request)
     assert view.workers_of("n")[0].in_flight == 0
 
 
@@ -214,13 +230,105 @@ def test_a_model_whose_workers_are_not_ready_is_away_and_not_unknown() -> None:
 def test_the_requests_of_a_worker_that_is_dead_are_told() -> None:
     view = view_of(info("w1"))
     (worker,) = view.workers_of("m")
-    told: list[str] = []
-    with worker.slot(lambda: told.append("first")), worker.slot(lambda: told.append("second")):
-        view.apply(A, gone(1, "w1", "expired"), 0.0)
-        probe(view, 0.0, alive=True)
-        assert told == []
-        probe(view, REPROBE_S, alive=False)
-        assert told == ["first", "second"]
+    told: list[Request] = []
+    requests = [Request(told), Request(told), Request(told)]
+    for request in requests:
+        worker.begin(request)
+    worker.end(requests[1])
+    view.apply(A, gone(1, "w1", "expired"), 0.0)
+    probe(view, 0.0, alive=True)
+    assert told == []
+    probe(view, REPROBE_S, alive=False)
+    assert told == [requests[0], requests[2]]
+
+
+def test_all_known_workers_are_named_ready_or_not() -> None:
+    assert view_of(info("w1"), info("w2", ready=False)).worker_ids() == {"w1", "w2"}
+
+
+def busy(worker: Worker, requests: int) -> list[Request]:
+    begun = [Request([]) for _ in range(requests)]
+    for request in begun:
+        worker.begin(request)
+    return begun
+
+
+def test_the_load_of_a_worker_is_ours_and_that_of_others_each_once() -> None:
+    (worker,) = view_of(info("w1")).workers_of("m")
+    begun = busy(worker, 3)
+    assert worker.load(0.0) == 3
+    worker.report(5, 0.0)
+    assert worker.load(0.0) == 5
+    worker.end(begun[0])
+    busy(worker, 2)
+    assert worker.load(0.1) == 6, "what is ours is known at once"
+
+
+def test_a_report_that_lags_behind_our_own_requests_makes_no_load_below_them() -> None:
+    (worker,) = view_of(info("w1")).workers_of("m")
+    busy(worker, 4)
+    worker.report(1, 0.0)
+    assert worker.load(0.0) == 4
+
+
+def test_reports_are_averaged_so_that_one_moment_is_not_taken_for_the_truth() -> None:
+    (worker,) = view_of(info("w1")).workers_of("m")
+    for moment in range(1000):
+        worker.report(20 * (moment % 2), moment / 10)
+        assert moment < 500 or 8 <= worker.load(moment / 10) <= 12
+    for moment in range(1000, 1000 + int(40 * SMOOTHING_S)):
+        worker.report(0, moment / 10)
+    assert worker.load(100 + 4 * SMOOTHING_S) < 0.5, "and what has ended is forgotten"
+
+
+def test_a_report_counts_for_a_while() -> None:
+    (worker,) = view_of(info("w1")).workers_of("m")
+    worker.report(7, 10.0)
+    assert worker.load(10.0 + REPORT_S - 0.1) == 7 and worker.load(10.0 + REPORT_S) == 0
+    worker.report(2, 10.0 + 10 * REPORT_S)
+    assert worker.load(10.0 + 10 * REPORT_S) == pytest.approx(2, abs=0.01)
+
+
+def test_the_load_of_a_server_that_is_not_ours_is_not_believed() -> None:
+    view = view_of(info("s", kind="openai"))
+    (worker,) = view.workers_of("m")
+    worker.report(9, 0.0)
+    view.apply(A, ControllerAlive(version=0, loads={"s": WorkerLoad(running=9)}), 0.0)
+    assert worker.load(0.0) == 0
+
+
+def test_controllers_tell_the_load_of_workers_in_snapshots_and_signs_of_life() -> None:
+    loads = {"w1": WorkerLoad(running=2, waiting=1), "unknown": WorkerLoad(running=5)}
+    view = FleetView()
+    view.apply(A, snapshot(info("w1"), info("w2")).model_copy(update={"loads": loads}), 0.0)
+    by_id = {worker.info.worker_id: worker for worker in view.workers_of("m")}
+    assert by_id["w1"].load(0.0) == 3 and by_id["w2"].load(0.0) == 0
+    view.apply(A, ControllerAlive(version=0, loads={"w2": WorkerLoad(running=4)}), 1.0)
+    assert by_id["w2"].load(1.0) == 4
+    assert view.worker_ids() == {"w1", "w2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "load"),
+    [
+        (b"0,0", 0),
+        (b"3,2", 5),
+        (WorkerLoad(running=64, waiting=1024).to_header(), 1088),
+        *((value, None) for value in (b"", b"3", b"3,", b",2", b"3,2,1", b"-3,2", b"3, 2", b"3.5,2", b"3,2\n")),
+        *((value, None) for value in (b"\xb3,2", b"9" * 7 + b",0", b"9" * 100_000, b"\xff\x00", b"running=3")),
+    ],
+)
+def test_a_load_header_is_read_strictly_and_rubbish_is_no_load(value: bytes, load: int | None) -> None:
+    assert read_load(value) == load
+
+
+def test_old_and_new_components_understand_each_other() -> None:
+    old_alive = FLEET_EVENT.validate_json('{"type":"alive","version":3}')
+    assert isinstance(old_alive, ControllerAlive) and old_alive.loads == {}
+    assert WorkerInfo.model_validate_json('{"worker_id":"w","url":"http://w:1","models":[]}').speed == 1.0
+    view = view_of(info("w1"))
+    view.apply(A, ControllerAlive(version=0), 0.0)
+    assert ids(view) == ["w1"]
 
 
 class TwoControllers(RuleBasedStateMachine):

@@ -25,8 +25,8 @@ FOREIGN = OURS.model_copy(update={"kind": "openai"})
         (b'{"model": "m", "temperature": NaN}', "m", None),
     ],
 )
-async def test_what_routing_needs_is_read(body: bytes, model: str | None, stream: bool | None) -> None:
-    routing = await read_routing(body)
+def test_what_routing_needs_is_read(body: bytes, model: str | None, stream: bool | None) -> None:
+    routing = read_routing(body)
     assert (routing.model, routing.stream) == (model, stream)
 
 
@@ -46,9 +46,9 @@ async def test_what_routing_needs_is_read(body: bytes, model: str | None, stream
         (b'{"a":' + b"[" * 70 + b"]" * 70 + b"}", None),
     ],
 )
-async def test_what_cannot_be_routed_is_refused_by_name(body: bytes, param: str | None) -> None:
+def test_what_cannot_be_routed_is_refused_by_name(body: bytes, param: str | None) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        await read_routing(body)
+        read_routing(body)
     assert refused.value.param == param
 
 

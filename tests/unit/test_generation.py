@@ -10,6 +10,7 @@ from chatfleet.core.errors import EngineError, QueueFull
 from chatfleet.engines.base import SamplingParams
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.generation import SHARED_PREFIX_TOKENS, ChoiceDelta, Generation, Job, interleave
+from chatfleet.worker.metrics import CHAT, WorkerMetrics
 from support.fakes import FakeEngine, text_delta
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
@@ -19,12 +20,14 @@ ANSWER = [text_delta("he"), text_delta("llo", finish_reason="stop")]
 def generation(
     engine: FakeEngine, jobs: list[Job], *, admission: Admission | None = None, stops: tuple[str, ...] = ()
 ) -> Generation:
+    admission = admission or Admission(max_concurrency=8, max_queue=0)
     return Generation(
         jobs,
         engine=engine,
-        admission=admission or Admission(max_concurrency=8, max_queue=0),
+        admission=admission,
         tokenizer=ByteTokenizer(),
         stops=stops,
+        meter=WorkerMetrics("m", admission, engine.stats).begin(CHAT),
     )
 
 

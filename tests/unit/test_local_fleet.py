@@ -12,6 +12,7 @@ from chatfleet.cli.local_fleet import (
     LocalFleet,
     find_controllers,
     find_endpoint,
+    known_certificate,
     published,
     run_folder,
     running_fleets,
@@ -57,6 +58,21 @@ def test_the_newest_of_several_is_taken() -> None:
         assert one is not None and two is not None
         with published(one, fleet("new", 2.0)), published(two, fleet("old", 1.0)):
             assert find_endpoint() == "http://new"
+
+
+def test_a_certificate_is_known_at_its_own_address_only() -> None:
+    local = LocalFleet("https://127.0.0.1:8443", "http://127.0.0.1:1", "token", os.getpid(), 0.0, "PEM")
+    with run_folder() as one, run_folder() as two:
+        assert one is not None and two is not None
+        with published(one, local), published(two, fleet("plain")):
+            assert known_certificate("https://127.0.0.1:8443/v1") == "PEM"
+            others = (
+                "https://127.0.0.1:8444/v1",
+                "https://localhost:8443/v1",
+                "http://127.0.0.1:8443/v1",
+                "http://plain/v1",
+            )
+            assert [known_certificate(url) for url in others] == [None] * 4
 
 
 def test_nobody_else_may_read_it() -> None:

@@ -6,7 +6,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from chatfleet.controller.errors import FleetFull
 from chatfleet.controller.registry import Registry
-from chatfleet.core.fleet import FleetChange, Heartbeat, ModelInfo, WorkerChanged, WorkerGone, WorkerInfo, WorkerLoad
+from chatfleet.core.fleet import (
+    MAX_LOADS,
+    FleetChange,
+    Heartbeat,
+    ModelInfo,
+    WorkerChanged,
+    WorkerGone,
+    WorkerInfo,
+    WorkerLoad,
+)
 
 EXPIRY_S = 15.0
 
@@ -32,6 +41,18 @@ def test_load_is_kept_and_is_no_event() -> None:
     assert registry.hear(beat(worker(), running=3, waiting=1), 1.0) == []
     member = registry.get("w")
     assert member is not None and member.load == WorkerLoad(running=3, waiting=1)
+
+
+def test_the_loads_of_those_heard_of_lately_can_be_told_and_are_bounded() -> None:
+    registry = Registry(EXPIRY_S)
+    for number in range(MAX_LOADS + 2):
+        registry.hear(beat(worker(f"w{number}", f"http://w{number}:1"), running=number), number / 1000)
+    registry.hear(beat(worker("w1", "http://w1:1"), waiting=7), 5.0)
+    loads = registry.loads(0.0)
+    assert len(loads) == MAX_LOADS and loads["w1"] == WorkerLoad(waiting=7)
+    assert f"w{MAX_LOADS + 1}" in loads and "w0" not in loads
+    assert registry.loads(5.0) == {"w1": WorkerLoad(waiting=7)}
+    assert registry.loads(6.0) == {}
 
 
 def test_what_a_worker_changes_is_an_event() -> None:

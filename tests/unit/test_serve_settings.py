@@ -12,6 +12,7 @@ from chatfleet.cli.parts import as_environment, distinct, gateway_parts, given_v
 from chatfleet.cli.serve import ServeSettings
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.gateway.settings import GatewaySettings
+from chatfleet.observability.sharing import FILE_VARIABLE
 from chatfleet.worker.settings import WorkerSettings
 
 
@@ -51,7 +52,7 @@ def test_a_gateway_is_told_what_was_said_of_the_endpoint(listener: socket.socket
         engine="simulated",
         models=["a"],
     )
-    parts = gateway_parts(given, listener, {"CHATFLEET_FLEET_TOKEN": "t" * 16})
+    parts = gateway_parts(given, listener, {"CHATFLEET_FLEET_TOKEN": "t" * 16}, None)
     assert [part.name for part in parts] == ["gateway", "gateway#2", "gateway#3"]
     loaded = load(GatewaySettings, dict(parts[0].environment))
     assert isinstance(loaded, GatewaySettings)
@@ -62,6 +63,18 @@ def test_a_gateway_is_told_what_was_said_of_the_endpoint(listener: socket.socket
     assert (loaded.keep_alive_interval, loaded.host, loaded.processes) == (2.5, "0.0.0.0", 1)
     assert (loaded.fd, loaded.port) == (listener.fileno(), listener.getsockname()[1])
     assert loaded.token() == "t" * 16
+
+
+def test_several_gateway_processes_have_a_file_each_for_their_metrics(listener: socket.socket, tmp_path: Path) -> None:
+    def files(folder: Path | None, processes: int) -> list[str | None]:
+        parts = gateway_parts(settings(processes=processes), listener, {}, folder)
+        return [part.environment.get(FILE_VARIABLE) for part in parts]
+
+    several = files(tmp_path, 3)
+    assert len(set(several)) == 3
+    assert all(file is not None and Path(file).parent == tmp_path for file in several)
+    assert files(None, 2) == [None, None]
+    assert files(tmp_path, 1) == [None]
 
 
 def test_a_worker_is_told_what_was_said_of_its_engine_and_no_key() -> None:

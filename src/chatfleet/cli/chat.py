@@ -1,13 +1,14 @@
 """`chatfleet chat`: talk to any OpenAI-compatible endpoint in the terminal."""
 
 import os
+import ssl
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from chatfleet.cli.local_fleet import find_endpoint
+from chatfleet.cli.local_fleet import find_endpoint, known_certificate
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -27,12 +28,19 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="Default: the endpoint's.")] = None,
 ) -> None:
     """Chat in the terminal, answers streaming. /reset starts over, /exit or Ctrl-D ends."""
-    from openai import AuthenticationError, OpenAI, OpenAIError
+    from openai import AuthenticationError, DefaultHttpxClient, OpenAI, OpenAIError
+
+    from chatfleet.http.tls import pinned_context
 
     console = Console(highlight=False, soft_wrap=True)
     base_url = base_url or f"{find_endpoint()}/v1"
     known_key = os.environ.get("CHATFLEET_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    client = OpenAI(base_url=base_url, api_key=api_key or known_key or "none")
+    certificate = known_certificate(base_url)
+    client = OpenAI(
+        base_url=base_url,
+        api_key=api_key or known_key or "none",
+        http_client=None if certificate is None else DefaultHttpxClient(verify=pinned_context(certificate)),
+    )
     try:
         model = model or client.models.list().data[0].id
     except AuthenticationError as exc:
@@ -43,6 +51,11 @@ def chat(
     except OpenAIError as exc:
         hint = "" if base_url.rstrip("/").endswith("/v1") else " A base URL usually ends with /v1."
         message = f"{base_url} does not answer: {str(exc).rstrip('.')}. Is `chatfleet serve` running?{hint}"
+        if _is_distrust(exc):
+            message = (
+                f"The certificate of {base_url} is not trusted here: nobody known signed it, or it is for another name "
+                "or time. Give the name that it is for, and set SSL_CERT_FILE to a file with it."
+            )
         console.print(f"[bold red]Error:[/] {escape(message)}")
         raise typer.Exit(1) from exc
     except IndexError:
@@ -68,6 +81,13 @@ def chat(
                 messages.pop()
             else:
                 messages.append({"role": "assistant", "content": answer})
+
+
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether a certificate is what it comes from."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _answer(

@@ -61,10 +61,11 @@ def _fleet(url: str, fleet: FleetStatus) -> list[RenderableType]:
     table.add_column("Kind", no_wrap=True)
     table.add_column("Models", overflow="fold")
     table.add_column("State", no_wrap=True)
-    for header in ("Run", "Wait", "Heard"):
+    with_speeds = any(worker.speed != 1 for worker in fleet.workers)
+    for header in ("Run", "Wait", "Heard", *(["Speed"] if with_speeds else [])):
         table.add_column(header, justify="right", no_wrap=True)
     for worker in fleet.workers:
-        table.add_row(*_cells(worker))
+        table.add_row(*_cells(worker), *([Text(f"{worker.speed:g}")] if with_speeds else []))
     return [title, table, *(_problem(worker) for worker in fleet.workers if worker.problem is not None)]
 
 

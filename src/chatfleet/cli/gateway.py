@@ -7,9 +7,10 @@ import uvloop
 from rich.markup import escape
 
 from chatfleet.cli.greeting import open_door
+from chatfleet.cli.local_fleet import run_folder
 from chatfleet.cli.options import settings_command
 from chatfleet.cli.part import begin_part
-from chatfleet.cli.parts import gateway_parts
+from chatfleet.cli.parts import NOT_SHARED, gateway_parts
 from chatfleet.gateway.settings import GatewaySettings
 from chatfleet.supervisor.decisions import Supervision
 from chatfleet.supervisor.log import FleetLog, LogConsole
@@ -62,11 +63,14 @@ def _supervise(settings: GatewaySettings, console: LogConsole, lines: _Lines) ->
     """The exit status. Raises ConfigurationError before anything is started."""
     from chatfleet.http.server import listen
 
-    settings.keys()  # what is wrong with keys or token is said once, and not by every process
+    settings.keys()  # what is wrong with keys, token or certificate is said once, and not by every process
     settings.token()
-    with listen(settings.host, settings.port, settings.fd) as listener:
-        parts = gateway_parts(settings, listener, {})
+    settings.tls()
+    with listen(settings.host, settings.port, settings.fd) as listener, run_folder("gateway") as folder:
+        parts = gateway_parts(settings, listener, {}, folder)
         log = FleetLog(console, [part.name for part in parts])
+        if folder is None:
+            log.say(NOT_SHARED)
         return Supervisor(parts, log, lines.watch).run()
 
 

@@ -90,8 +90,11 @@ class Start:
             self._status = None
 
 
-def snippets(url: str, models: Sequence[str], *, with_key: bool) -> str:
-    """How to call what is served, ready to paste, as rich markup. A key is taken from where `chatfleet chat` looks."""
+def snippets(url: str, models: Sequence[str], *, with_key: bool, certfile: Path | None = None) -> str:
+    """How to call what is served, ready to paste, as rich markup. A key is taken from where `chatfleet chat` looks.
+
+    `certfile` is the certificate of an https endpoint, which clients may not trust yet.
+    """
     model = json.dumps(models[0])
     body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "What is ChatFleet?"}]})
     header = ' \\\n    -H "Authorization: Bearer $CHATFLEET_API_KEY"' if with_key else ""
@@ -109,12 +112,21 @@ def snippets(url: str, models: Sequence[str], *, with_key: bool) -> str:
         "  )\n"
         "  print(answer.choices[0].message.content)\n"
     )
+    trust = "" if certfile is None else _how_to_trust(certfile.expanduser().absolute())
     return (
         f"\n[bold green]Serving {escape(', '.join(models))}[/] on [bold]{url}/v1[/]   "
         f"(documentation: {url}/docs, Ctrl-C stops)\n\n"
-        f"[bold]curl[/]\n{escape(curl)}\n"
+        f"{escape(trust)}[bold]curl[/]\n{escape(curl)}\n"
         f"[bold]OpenAI SDK[/]\n{escape(sdk)}\n"
         f"[bold]Terminal[/]\n  {escape(_command())} chat --base-url {url}/v1\n"
+    )
+
+
+def _how_to_trust(certfile: Path) -> str:
+    path = shlex.quote(str(certfile))
+    return (
+        "Clients must trust the certificate, and call a name that it has. Where it is signed by nobody they know:\n"
+        f"  export CURL_CA_BUNDLE={path} SSL_CERT_FILE={path}\n\n"
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,13 +25,15 @@ _UNFINISHED: Final = "record.new"
 
 
 class LocalFleet(msgspec.Struct, frozen=True):
-    """A running `chatfleet serve`. `started_at` is Unix time in seconds."""
+    """A running `chatfleet serve`. `started_at` is Unix time in seconds; `certificate` (PEM) is that of an https
+    endpoint, by which whoever reads the record knows it, whoever signed it and whatever it names."""
 
     url: str
     controller_url: str
     fleet_token: str
     pid: int
     started_at: float
+    certificate: str | None = None
 
     def __repr__(self) -> str:
         return f"LocalFleet({self.url}, pid {self.pid})"  # no token
@@ -45,13 +48,13 @@ def runs_folder() -> Path:
 
 
 @contextmanager
-def run_folder() -> Iterator[Path | None]:
-    """A folder for one run, removed at the end; None where none can be made."""
+def run_folder(command: str = "serve") -> Iterator[Path | None]:
+    """A folder for one run of a command, removed at the end; None where none can be made."""
     try:
         parent = runs_folder()
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         parent.chmod(0o700)
-        folder = Path(tempfile.mkdtemp(prefix="serve-", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=f"{command}-", dir=parent))
     except (OSError, RuntimeError):
         yield None
         return
@@ -103,6 +106,12 @@ def _is_locked(fd: int) -> bool:
 def find_endpoint() -> str:
     """The base URL of the newest `chatfleet serve` of this user, or of where one would be."""
     return next((fleet.url for fleet in running_fleets()), DEFAULT_ENDPOINT)
+
+
+def known_certificate(url: str) -> str | None:
+    """The certificate (PEM) of the endpoint at this URL, where that is one of a `chatfleet serve` of this user."""
+    address = urlsplit(url)[:2]
+    return next((fleet.certificate for fleet in running_fleets() if urlsplit(fleet.url)[:2] == address), None)
 
 
 def find_controllers(urls: list[str], token: str | None) -> tuple[list[str], str | None]:

@@ -6,14 +6,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import SecretStr
 
 from chatfleet.core.settings import ENV_PREFIX, Settings
 from chatfleet.gateway.settings import EndpointSettings, GatewaySettings
+from chatfleet.observability.sharing import file_environment
 from chatfleet.supervisor.parts import Part, Role
 from chatfleet.worker.settings import EngineSettings
+
+NOT_SHARED: Final = (
+    "No folder can be made for what the gateway's processes share, so /metrics tells of the one that answers only. "
+    "XDG_RUNTIME_DIR may name a folder for it."
+)
 
 _MAX_NAME_CHARS = 24
 
@@ -34,8 +40,12 @@ def controller_part(listener: socket.socket, fleet: Mapping[str, str], state_fil
     )
 
 
-def gateway_parts(settings: EndpointSettings, listener: socket.socket, fleet: Mapping[str, str]) -> list[Part]:
-    """As many as `settings.processes`, on one socket."""
+def gateway_parts(
+    settings: EndpointSettings, listener: socket.socket, fleet: Mapping[str, str], folder: Path | None
+) -> list[Part]:
+    """As many as `settings.processes`, on one socket. Several share their metrics by files in `folder`, where there is
+    one."""
+    shared = folder if settings.processes > 1 else None
     given = given_values(settings, GatewaySettings.model_fields.keys() - {"processes"})
     values = {**given, "host": settings.host, "port": listener.getsockname()[1], "fd": listener.fileno()}
     return [
@@ -43,7 +53,11 @@ def gateway_parts(settings: EndpointSettings, listener: socket.socket, fleet: Ma
             name=name,
             role=Role.GATEWAY,
             command=chatfleet("gateway"),
-            environment={**as_environment(values), **fleet},
+            environment={
+                **as_environment(values),
+                **fleet,
+                **({} if shared is None else file_environment(shared, name)),
+            },
             fds=(listener.fileno(),),
         )
         for name in distinct(["gateway"] * settings.processes)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from chatfleet.cli.greeting import Start, open_door, snippets
 from chatfleet.cli.local_fleet import LocalFleet, published, run_folder
 from chatfleet.cli.options import settings_command
-from chatfleet.cli.parts import as_environment, controller_part, gateway_parts, worker_parts
+from chatfleet.cli.parts import NOT_SHARED, as_environment, controller_part, gateway_parts, worker_parts
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import setting
 from chatfleet.gateway.settings import EndpointSettings
@@ -62,14 +62,17 @@ def _serve(given: dict[str, Any]) -> None:
 def _run(settings: ServeSettings) -> int:
     """The exit status. Raises ConfigurationError before anything is started."""
     from chatfleet.http.server import base_url, listen
+    from chatfleet.http.tls import leaf_certificate
 
     models = settings.named_models()
     with_key = bool(settings.keys())
+    with_tls = settings.tls() is not None
+    certificate = None if settings.ssl_certfile is None else leaf_certificate(settings.ssl_certfile)
     console = LogConsole()
     with ExitStack() as stack:
         endpoint = stack.enter_context(listen(settings.host, settings.port))
         control = stack.enter_context(_control_socket())
-        url = base_url(settings.host, endpoint.getsockname()[1])
+        url = base_url(settings.host, endpoint.getsockname()[1], tls=with_tls)
         controller_url = base_url(_LOOPBACK, control.getsockname()[1])
         token = secrets.token_hex(32)
         folder = stack.enter_context(run_folder())
@@ -78,15 +81,20 @@ def _run(settings: ServeSettings) -> int:
         parts = [
             controller_part(control, access, None if folder is None else folder / "controller.json"),
             *worker_parts(settings, models, member, workers_per_model=settings.workers_per_model),
-            *gateway_parts(settings, endpoint, member),
+            *gateway_parts(settings, endpoint, member, folder),
         ]
         log = FleetLog(console, [part.name for part in parts])
         if warning := open_door(settings):
             log.say(warning)
-        _publish(stack, folder, LocalFleet(url, controller_url, token, os.getpid(), time.time()), log)
-        start = Start(
-            console, log, lambda names: console.show(snippets(url, names, with_key=with_key)), time.monotonic()
-        )
+        if folder is None and settings.processes > 1:
+            log.say(NOT_SHARED)
+        local = LocalFleet(url, controller_url, token, os.getpid(), time.time(), certificate)
+        _publish(stack, folder, local, log)
+
+        def greet(names: tuple[str, ...]) -> None:
+            console.show(snippets(url, names, with_key=with_key, certfile=settings.ssl_certfile))
+
+        start = Start(console, log, greet, time.monotonic())
         stack.callback(start.close)
 
         def watch(supervision: Supervision, now: float) -> float | None:

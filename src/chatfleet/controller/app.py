@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from chatfleet.controller.metrics import ControllerMetrics, endpoint_of
 from chatfleet.controller.probe import probe_session
 from chatfleet.controller.registry import Registry
 from chatfleet.controller.routes import make_router
@@ -20,16 +21,19 @@ from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import handle_requests
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import JsonMutations, add_guard
+from chatfleet.observability.asgi import MeasuredRequests
 
 
 def create_app(service: ControllerService, servers: Servers, *, token: str | None, host: str) -> FastAPI:
     """`token`, where given, is what every call must carry; without one, calls that a web page could make are refused,
     and `host` is known as this server's name beside those of loopback."""
     app = FastAPI(title="ChatFleet controller", openapi_url=None, redirect_slashes=False)
-    app.include_router(make_router(service, servers))
+    metrics = ControllerMetrics(service, servers)
+    app.include_router(make_router(service, servers, metrics))
     app.add_middleware(JsonMutations)
     add_guard(app, token=token, host=host)
     handle_requests(app)
+    app.add_middleware(MeasuredRequests, metrics=metrics, endpoint_of=endpoint_of)
     install_error_handlers(app)
     return app
 

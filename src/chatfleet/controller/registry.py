@@ -5,10 +5,21 @@ All times are seconds of one monotonic clock, given by the caller, and never go 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Final
 
 from chatfleet.controller.errors import FleetFull
-from chatfleet.core.fleet import FleetChange, GoneReason, Heartbeat, WorkerChanged, WorkerGone, WorkerInfo, WorkerLoad
+from chatfleet.core.fleet import (
+    MAX_LOADS,
+    FleetChange,
+    GoneReason,
+    Heartbeat,
+    Loads,
+    WorkerChanged,
+    WorkerGone,
+    WorkerInfo,
+    WorkerLoad,
+)
 
 MAX_WORKERS: Final = 4096
 MAX_FLEET_BYTES: Final = 32 * 1024 * 1024
@@ -62,6 +73,11 @@ class Registry:
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         return tuple(member.worker for member in self)
+
+    def loads(self, since_s: float) -> Loads:
+        """Of the workers that were heard of from `since_s` on, the latest first."""
+        recent = takewhile(lambda member: member.heard_s >= since_s, reversed(self._members.values()))
+        return {member.worker.worker_id: member.load for member in islice(recent, MAX_LOADS)}
 
     def hear(self, heartbeat: Heartbeat, now: float) -> list[FleetChange]:
         """A worker lives. Another one with its URL is replaced. Raises FleetFull, and then nothing has changed."""

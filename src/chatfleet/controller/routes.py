@@ -23,11 +23,13 @@ from chatfleet.core.fleet import (
 )
 from chatfleet.http.body import OFF_LOOP_BYTES, read_body, validate_body
 from chatfleet.http.streaming import EventStreamResponse
+from chatfleet.observability.asgi import add_metrics_route
+from chatfleet.observability.exposition import Source
 
 Body = TypeVar("Body", bound=FleetModel)
 
 
-def make_router(service: ControllerService, servers: Servers) -> APIRouter:
+def make_router(service: ControllerService, servers: Servers, metrics: Source) -> APIRouter:
     """Every path of a controller."""
     router = APIRouter()
 
@@ -81,6 +83,7 @@ def make_router(service: ControllerService, servers: Servers) -> APIRouter:
     async def ready() -> dict[str, str]:
         return {"status": "ok"}
 
+    add_metrics_route(router, metrics)
     return router
 
 

@@ -183,6 +183,7 @@ def _worker(server: Server, models: tuple[ModelInfo, ...]) -> WorkerInfo:
         ready=bool(models),
         api_key=server.registration.api_key,
         allowed_fields=server.registration.allowed_fields,
+        speed=server.registration.speed,
     )
 
 

@@ -8,7 +8,16 @@ from collections.abc import AsyncGenerator
 from chatfleet.controller.liveness import ExpiryTimer
 from chatfleet.controller.registry import Registry
 from chatfleet.controller.watch import Watchers
-from chatfleet.core.fleet import FleetChange, FleetSnapshot, Heartbeat, Registration, WorkerInfo
+from chatfleet.core.fleet import (
+    ALIVE_INTERVAL_S,
+    ControllerAlive,
+    FleetChange,
+    FleetSnapshot,
+    Heartbeat,
+    Loads,
+    Registration,
+    WorkerInfo,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +30,9 @@ class ControllerService:
         self.controller_id = controller_id
         self.epoch = time.time_ns()
         self.heartbeat_interval_s = heartbeat_interval_s
+        self.heartbeats = 0
         self._started_s = self.now()
-        self._watchers = Watchers(self.snapshot, lambda: registry.version)
+        self._watchers = Watchers(self.snapshot, self.alive)
         self._expiry = ExpiryTimer(registry, self._watchers.publish, grace_s=heartbeat_interval_s)
 
     @staticmethod
@@ -34,8 +44,13 @@ class ControllerService:
     def uptime_s(self) -> float:
         return self.now() - self._started_s
 
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
+
     def hear(self, heartbeat: Heartbeat) -> Registration:
         """Register a worker or keep it alive. Raises FleetFull."""
+        self.heartbeats += 1
         is_new = self.registry.get(heartbeat.worker.worker_id) is None
         changes = self.registry.hear(heartbeat, self.now())
         if is_new:
@@ -63,7 +78,15 @@ class ControllerService:
             version=self.registry.version,
             expiry_s=self.registry.expiry_s,
             workers=self.registry.workers(),
+            loads=self._loads(self.heartbeat_interval_s),
         )
+
+    def alive(self) -> ControllerAlive:
+        """That nothing has changed, and the loads that came since such an event was made before."""
+        return ControllerAlive(version=self.registry.version, loads=self._loads(ALIVE_INTERVAL_S))
+
+    def _loads(self, age_s: float) -> Loads:
+        return self.registry.loads(self.now() - age_s)
 
     def watch(self) -> AsyncGenerator[bytes, None]:
         """The fleet's events as server-sent events; see Watchers.watch."""

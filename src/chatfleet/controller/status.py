@@ -39,6 +39,7 @@ def server_status(service: ControllerService, server: Server) -> WorkerStatus:
         load=WorkerLoad(),
         silent_s=None if server.heard_s is None else service.now() - server.heard_s,
         problem=server.problem,
+        speed=server.registration.speed,
     )
 
 
@@ -55,4 +56,5 @@ def _present(service: ControllerService, member: Member, problem: str | None) ->
         overdue=silent_s > _OVERDUE_INTERVALS * service.heartbeat_interval_s,
         silent_s=silent_s,
         problem=problem,
+        speed=worker.speed,
     )

@@ -43,10 +43,10 @@ class _Watcher:
         self._ended = True
         self._news.set()
 
-    async def take(self, patience_s: float) -> bytes | None:
-        """All that waits, as soon as something does; nothing after `patience_s` of silence, None at the end."""
+    async def take(self, until_s: float) -> bytes | None:
+        """All that waits, as soon as something does; nothing at `until_s` of the loop's time, None at the end."""
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout_at(until_s):
                 await self._news.wait()
         except TimeoutError:
             pass
@@ -56,17 +56,22 @@ class _Watcher:
 
 
 class Watchers:
-    """All watchers of one controller. `snapshot` and `version` give the fleet as it is now."""
+    """All watchers of one controller. `snapshot` and `alive` give the fleet as it is now."""
 
-    def __init__(self, snapshot: Callable[[], FleetSnapshot], version: Callable[[], int]) -> None:
+    def __init__(self, snapshot: Callable[[], FleetSnapshot], alive: Callable[[], ControllerAlive]) -> None:
         self._snapshot = snapshot
-        self._version = version
+        self._alive = alive
         self._watchers: set[_Watcher] = set()
+        self._sign_of_life: tuple[float, bytes] | None = None  # when it was made, and the event
         self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._watchers)
 
     def publish(self, changes: Iterable[FleetChange]) -> None:
         """Push the changes to all. Returns at once, whoever reads."""
         for change in changes:
+            self._sign_of_life = None
             event = sse(change.to_json())
             for watcher in self._watchers:
                 watcher.push(event)
@@ -78,7 +83,7 @@ class Watchers:
             watcher.end()
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: a snapshot, then every change after it, and a sign of life in every silence.
+        """Server-sent events: a snapshot, then every change after it, and a sign of life every ALIVE_INTERVAL_S.
 
         Ends when the watcher is too slow, and when the controller stops. Raises FleetFull, ShuttingDown before the
         first event.
@@ -90,8 +95,20 @@ class Watchers:
         watcher = _Watcher()
         self._watchers.add(watcher)
         try:
+            now = asyncio.get_running_loop().time
             yield sse(self._snapshot().to_json())
-            while (events := await watcher.take(ALIVE_INTERVAL_S)) is not None:
-                yield events or sse(ControllerAlive(version=self._version()).to_json())
+            due_s = now() + ALIVE_INTERVAL_S
+            while (events := await watcher.take(due_s)) is not None:
+                if now() >= due_s:
+                    events += self._alive_event(now())
+                    due_s = now() + ALIVE_INTERVAL_S
+                if events:
+                    yield events
         finally:
             self._watchers.discard(watcher)
+
+    def _alive_event(self, now: float) -> bytes:
+        """One event for all watchers that want it at about the same time: it may tell of many workers."""
+        if self._sign_of_life is None or now - self._sign_of_life[0] > ALIVE_INTERVAL_S / 4:
+            self._sign_of_life = now, sse(self._alive().to_json())
+        return self._sign_of_life[1]

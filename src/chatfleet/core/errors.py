@@ -120,6 +120,15 @@ class PayloadTooLarge(ServingError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class HeadersTooLarge(ServingError):
+    """The request line and headers are over the limit (431)."""
+
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The request line and headers are larger than {max_bytes // 1024} KB.")
+
+
 class RequestTimeout(ServingError):
     """The request did not arrive in time (408)."""
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 HEARTBEAT_INTERVAL_S: Final = 5.0
 EXPIRY_S: Final = 15.0
 ALIVE_INTERVAL_S: Final = 2.0
-"""How often a watch says that nothing has changed."""
+"""How often a watch says that it lives, and how busy the workers are."""
 
 FLEET_PATH: Final = "/fleet"
 WORKERS_PATH: Final = f"{FLEET_PATH}/workers"
@@ -22,8 +22,15 @@ STATUS_PATH: Final = f"{FLEET_PATH}/status"
 WATCH_PATH: Final = f"{FLEET_PATH}/watch"
 
 MAX_MODEL_ID_CHARS: Final = 512
+MAX_LOADS: Final = 1024
+"""Of how many workers one event tells the load."""
+
+LOAD_HEADER: Final = "x-chatfleet-load"
+"""Of every inference answer of a worker: its load as `WorkerLoad.to_header` writes it. The request that is answered
+counts as running, since to its gateway it still is."""
 
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,4096}")
+_LOAD_VALUE = re.compile(rb"([0-9]{1,6}),([0-9]{1,6})")
 
 
 def _base_url(value: str) -> str:
@@ -50,6 +57,9 @@ WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 ModelId = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID_CHARS)]
 ApiKey = Annotated[str, AfterValidator(_header_safe)]
 WorkerKind = Literal["chatfleet", "openai"]
+Speed = Annotated[float, Field(ge=0.01, le=100)]
+"""How fast a worker is beside the others, which are 1."""
+
 GoneReason = Literal["deregistered", "expired", "replaced"]
 
 
@@ -74,7 +84,8 @@ class WorkerInfo(FleetModel):
 
     A worker of ours (`kind` "chatfleet") has a new `worker_id` in every process life; any other OpenAI-compatible
     server ("openai") keeps its own over restarts, `api_key` is what it wants as a bearer token, and `allowed_fields`
-    are request fields that it may get beyond the ones we know. `models` is empty only while `ready` is false.
+    are request fields that it may get beyond the ones we know. `models` is empty only while `ready` is false. `speed`
+    is what its operator says of it.
     """
 
     worker_id: WorkerId
@@ -84,6 +95,7 @@ class WorkerInfo(FleetModel):
     ready: bool = True
     api_key: ApiKey | None = Field(default=None, repr=False)
     allowed_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
+    speed: Speed = 1.0
 
 
 class WorkerLoad(FleetModel):
@@ -91,6 +103,16 @@ class WorkerLoad(FleetModel):
 
     running: int = Field(default=0, ge=0)
     waiting: int = Field(default=0, ge=0)
+
+    def to_header(self) -> bytes:
+        """`running,waiting` in decimal digits."""
+        return b"%d,%d" % (self.running, self.waiting)
+
+
+def read_load(value: bytes) -> int | None:
+    """Running and waiting together, of the value of a LOAD_HEADER; None where it is none. A microsecond at most."""
+    found = _LOAD_VALUE.fullmatch(value)
+    return None if found is None else int(found[1]) + int(found[2])
 
 
 class Heartbeat(FleetModel):
@@ -121,6 +143,7 @@ class ServerRegistration(FleetModel):
     model_names: Annotated[tuple[ModelId, ...], Field(max_length=1024)] = ()
     api_key: ApiKey | None = Field(default=None, repr=False)
     allowed_fields: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=256)] = ()
+    speed: Speed = 1.0
 
 
 class WorkerStatus(FleetModel):
@@ -141,6 +164,7 @@ class WorkerStatus(FleetModel):
     load: WorkerLoad
     silent_s: float | None
     problem: str | None = None
+    speed: float = 1.0
 
 
 class FleetStatus(FleetModel):
@@ -149,6 +173,10 @@ class FleetStatus(FleetModel):
     version: int
     uptime_s: float
     workers: tuple[WorkerStatus, ...]
+
+
+Loads = dict[str, WorkerLoad]
+"""What workers said of their load in heartbeats that came lately, by worker id; at most MAX_LOADS of them."""
 
 
 class FleetSnapshot(FleetModel):
@@ -161,6 +189,7 @@ class FleetSnapshot(FleetModel):
     version: int
     expiry_s: float
     workers: tuple[WorkerInfo, ...]
+    loads: Loads = {}
 
 
 class WorkerChanged(FleetModel):
@@ -179,10 +208,11 @@ class WorkerGone(FleetModel):
 
 
 class ControllerAlive(FleetModel):
-    """Nothing has changed; sent so that a silent connection is known to be dead."""
+    """No change, but what workers last said of their load; and so a silent connection is known to be dead."""
 
     type: Literal["alive"] = "alive"
     version: int
+    loads: Loads = {}
 
 
 FleetChange = WorkerChanged | WorkerGone

@@ -25,10 +25,15 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> bytes:
         """All events that `data` completes, empty if none. Raises WorkerFailed when one is too large."""
-        data = self._tail + data
+        if self._tail:
+            data = self._tail + data
         if b"\r" in data:
             held = b"\r" if data.endswith(b"\r") else b""  # the other half of a line end may follow
             data = _LINE_END.sub(b"\n", data.removesuffix(held)) + held if held else _LINE_END.sub(b"\n", data)
+        if data.endswith(b"\n\n"):
+            self._tail = b""
+            self._is_done = data.endswith(_DONE)
+            return data
         end = data.rfind(b"\n\n") + 2
         if end == 1:
             end = 0

@@ -3,141 +3,206 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
-from chatfleet.core.errors import WorkerFailed
-from chatfleet.dispatch.events import KEEP_ALIVE, EventSplitter
+import msgspec
+
+from chatfleet.core.errors import ServingError, WorkerFailed
+from chatfleet.core.fleet import LOAD_HEADER, read_load
+from chatfleet.dispatch.connection import BROKE_OFF, Headers, WorkerConnection
+from chatfleet.dispatch.events import EventSplitter
 from chatfleet.dispatch.refusals import refusal
-from chatfleet.dispatch.upstream import Headers, Upstream, UpstreamResponse
+from chatfleet.dispatch.upstream import Upstream
 from chatfleet.dispatch.view import Worker
 
 logger = logging.getLogger(__name__)
 
-_EVENT_STREAM: Final = "text/event-stream"
+MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
+_EVENT_STREAM: Final = b"text/event-stream"
+_JSON: Final = b"application/json"
+_LOAD_HEADER: Final = LOAD_HEADER.encode()
+_IGNORED_HEADER: Final = b"x-chatfleet-ignored"
+
+
+class Asker(Protocol):
+    """Who waits for the answer: either `events` some times and `ended`, or `whole`; or `failed` instead or midway."""
+
+    def events(self, data: bytes) -> None:
+        """Whole server-sent events, as they come."""
+
+    def ended(self) -> None:
+        """The events are complete."""
+
+    def whole(self, body: bytes) -> None:
+        """The whole answer, which is JSON."""
+
+    def failed(self, error: ServingError) -> None:
+        """WorkerUnreachable where the worker has seen nothing of the request, WorkerFailed when it broke off or spoke
+        nonsense, else its own refusal."""
 
 
 class Exchange:
-    """Holds a slot of the worker, and from `send` on a connection to it, until closed.
+    """Holds a slot of the worker, and from `send` on a connection to it, until the asker is told the outcome or has
+    abandoned it.
 
-    Iterating gives the whole server-sent events of the answer as they come, several at once where they came so, and a
-    comment after every `keep_alive_s` seconds of silence. Raises WorkerFailed when the worker breaks off, and its
-    refusal as a ServingError.
+    `ignored` are the fields that the worker says it has ignored, as it says it, once an answer has begun.
     """
 
-    def __init__(self, upstream: Upstream, worker: Worker, *, keep_alive_s: float) -> None:
+    ignored = ""
+    _connection: WorkerConnection | None = None
+    _opening: asyncio.Task[None] | None = None
+    _request: Sequence[bytes] = ()
+    _is_open = True
+    _is_paused = False
+    _splitter: EventSplitter | None = None
+    _refused: tuple[int, Headers] | None = None
+    _body = b""
+    _parts: list[bytes] | None = None
+    _size = 0
+
+    def __init__(self, upstream: Upstream, worker: Worker, asker: Asker) -> None:
         self._upstream = upstream
-        self._worker = worker
-        self._keep_alive_s = keep_alive_s
-        self._opening: asyncio.Task[UpstreamResponse] | None = None
-        self._response: UpstreamResponse | None = None
-        self._splitter = EventSplitter()
-        self._ended = False
-        self._lost = False
-        self._held = ExitStack()
-        self._held.enter_context(worker.slot(self._lose))
+        self.worker = worker
+        self._asker = asker
+        worker.begin(self)
 
-    def send(self, path: str, body: bytes, headers: Headers) -> None:
-        """Begin. `answer` tells what comes of it."""
-        self._opening = asyncio.create_task(self._open(path, body, headers))
+    def send(self, request: Sequence[bytes]) -> None:
+        """A whole request, in pieces. The asker is told what comes of it, at the earliest after this has returned."""
+        self._request = request
+        connection = self._upstream.pool(self.worker.info.url).idle()
+        if connection is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        else:
+            self._connection = connection
+            connection.send(request, self)
 
-    async def answer(self) -> UpstreamResponse:
-        """The worker's answer once its head has come, if it is a 200. Raises ServingError. Cancelling it loses
-        nothing."""
-        assert self._opening is not None, "nothing was sent"
+    async def _open(self) -> None:
         try:
-            return await asyncio.shield(self._opening)
-        except asyncio.CancelledError:
-            if self._lost and self._opening.cancelled():
-                raise WorkerFailed("The model's worker is gone. Try again.") from None
-            raise
-
-    async def answer_in_time(self) -> UpstreamResponse | None:
-        """The same, or None when nothing has come before a stream must be kept alive."""
-        try:
-            async with asyncio.timeout(self._keep_alive_s):
-                return await self.answer()
-        except TimeoutError:
-            return None
-
-    async def whole(self) -> bytes:
-        """The whole body of the answer. Raises ServingError."""
-        response = await self.answer()
-        with self._noting_failure():
-            return await response.read_all()
-
-    async def _open(self, path: str, body: bytes, headers: Headers) -> UpstreamResponse:
-        info = self._worker.info
-        with self._noting_failure():
-            response = await self._upstream.post(info.url + path, body, headers)
-        self._response = response
-        self._held.callback(response.close)
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
-            raise WorkerFailed("The model's worker sent a compressed answer, which nobody asked for.")
-        if response.status != 200:
-            raise refusal(info, response.status, await response.read_all(), response.headers)
-        return response
-
-    def _lose(self) -> None:
-        self._lost = True
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._response is not None:
-            self._response.close()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._ended:
-            try:
-                async with asyncio.timeout(self._keep_alive_s):
-                    data = await self._read()
-            except TimeoutError:
-                return KEEP_ALIVE
-            self._ended = not data
-            if events := self._splitter.feed(data) if data else self._splitter.finish(is_framed=self._is_framed()):
-                return events
-        raise StopAsyncIteration
-
-    def _is_framed(self) -> bool:
-        assert self._response is not None
-        return bool({"transfer-encoding", "content-length"} & {name.lower() for name in self._response.headers})
-
-    async def _read(self) -> bytes:
-        response = await self.answer()
-        if not is_event_stream(response):
-            raise WorkerFailed("The model's worker did not stream its answer.")
-        with self._noting_failure():
-            return await response.read_some()
-
-    @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        try:
-            yield
+            connection = await self._upstream.pool(self.worker.info.url).connect()
         except WorkerFailed as exc:
-            info = self._worker.info
-            logger.warning("the worker %s at %s failed a request: %s", info.worker_id, info.url, exc.__cause__ or exc)
-            self._worker.failed(time.monotonic())
-            raise
+            self.answer_failed(exc)
+            return
+        self._connection = connection
+        if self._is_paused:
+            connection.pause()
+        connection.send(self._request, self)
 
-    async def aclose(self) -> None:
-        """Give back the slot and the connection. Idempotent; what was not read to its end is dropped, and the worker
-        stops working on it."""
-        try:
+    def pause(self) -> None:
+        """Let the worker wait."""
+        self._is_paused = True
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        self._is_paused = False
+        if self._connection is not None:
+            self._connection.resume()
+
+    def abandon(self) -> None:
+        """Give back the slot and cut the connection, so that the worker stops working on it. Idempotent; the asker is
+        told nothing more."""
+        if self._is_open:
+            self._close()
             if self._opening is not None:
                 self._opening.cancel()
-                await asyncio.wait({self._opening})
-                if not self._opening.cancelled():
-                    self._opening.exception()  # retrieved: whoever waited for it has it, or is gone
-        finally:
-            self._held.close()
+            if self._connection is not None:
+                self._connection.abandon()
+
+    def _close(self) -> None:
+        self._is_open = False
+        self.worker.end(self)
+
+    def worker_lost(self) -> None:
+        self.abandon()
+        self._asker.failed(WorkerFailed("The model's worker is gone. Try again."))
+
+    # What the connection tells
+
+    def went_stale(self) -> None:
+        self._connection = None
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    def answer_began(self, status: int, headers: Headers) -> None:
+        if load := headers.get(_LOAD_HEADER):
+            choices = read_load(load)
+            if choices is not None:
+                self.worker.report(choices, time.monotonic())
+        if ignored := headers.get(_IGNORED_HEADER):
+            self.ignored = ignored.decode("latin-1")
+        coding = headers.get(b"content-encoding")
+        if coding is not None and coding.strip().lower() != b"identity":
+            self._fail("The model's worker sent a compressed answer, which nobody asked for.")
+        elif status != 200:
+            self._refused = status, headers
+        else:
+            media_type = headers.get(b"content-type", b"")
+            if media_type == _JSON:
+                return
+            media_type = media_type.partition(b";")[0].strip().lower()
+            if media_type == _EVENT_STREAM:
+                self._splitter = EventSplitter()
+            elif media_type != _JSON:
+                self._fail("The model's worker did not answer as OpenAI's API does.")
+
+    def answer_data(self, data: bytes) -> None:
+        if self._splitter is not None:
+            try:
+                events = self._splitter.feed(data)
+            except WorkerFailed as exc:
+                self._fail(exc.message)
+                return
+            if events:
+                self._asker.events(events)
+            return
+        if not self._body:
+            self._body = data
+        elif self._parts is None:
+            self._parts = [self._body, data]
+        else:
+            self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_ANSWER_BYTES:
+            self._fail(f"The worker's answer is larger than {MAX_ANSWER_BYTES // 2**20} MB.")
+
+    def answer_ended(self, *, is_framed: bool) -> None:
+        if self._splitter is not None:
+            try:
+                rest = self._splitter.finish(is_framed=is_framed)
+            except WorkerFailed as exc:
+                self._fail(exc.message)
+                return
+            self._close()
+            if rest:
+                self._asker.events(rest)
+            self._asker.ended()
+            return
+        body = self._body if self._parts is None else b"".join(self._parts)
+        if self._refused is not None:
+            self._close()
+            self._asker.failed(refusal(self.worker.info, self._refused[0], body, self._refused[1]))
+        elif is_framed or _is_json(body):
+            self._close()
+            self._asker.whole(body)
+        else:
+            self._fail(BROKE_OFF)
+
+    def answer_failed(self, error: WorkerFailed) -> None:
+        info = self.worker.info
+        logger.warning("the worker %s at %s failed a request: %s", info.worker_id, info.url, error.__cause__ or error)
+        self.worker.failed(time.monotonic())
+        self._close()
+        self._asker.failed(error)
+
+    def _fail(self, problem: str) -> None:
+        if self._connection is not None:
+            self._connection.abandon()
+        self.answer_failed(WorkerFailed(problem))
 
 
-def media_type(response: UpstreamResponse) -> str:
-    return response.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def is_event_stream(response: UpstreamResponse) -> bool:
-    return media_type(response) == _EVENT_STREAM
+def _is_json(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True

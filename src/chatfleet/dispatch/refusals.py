@@ -7,11 +7,11 @@ import msgspec
 
 from chatfleet.core.errors import ServingError, WorkerFailed, WorkerRefused
 from chatfleet.core.fleet import WorkerInfo
-from chatfleet.dispatch.upstream import Headers
+from chatfleet.dispatch.connection import Headers
 
 logger = logging.getLogger(__name__)
 
-PASSED_ON: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+PASSED_ON: Final = (b"retry-after", b"retry-after-ms", b"x-should-retry")
 """The headers of a worker's refusal that reach the client."""
 
 _MAX_MESSAGE_CHARS: Final = 4096
@@ -36,6 +36,7 @@ def refusal(worker: WorkerInfo, status: int, body: bytes, headers: Headers) -> S
     if isinstance(found, dict):
         found = found.get("error", found.get("detail", found))
     fields: dict[str, Any] = found if isinstance(found, dict) else {"message": found}
+    own = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")}  # RFC 9110, 7.6.1
     kind, param, code = (fields.get(name) for name in ("type", "param", "code"))
     return WorkerRefused(
         str(fields.get("message") or fields)[:_MAX_MESSAGE_CHARS],
@@ -43,5 +44,5 @@ def refusal(worker: WorkerInfo, status: int, body: bytes, headers: Headers) -> S
         type=kind if isinstance(kind, str) else "invalid_request_error" if status < 500 else "server_error",
         param=param if isinstance(param, str) else None,
         code=None if code is None else str(code),
-        headers={name: headers[name] for name in PASSED_ON if name in headers},
+        headers={name.decode(): headers[name].decode("latin-1") for name in PASSED_ON if name in headers.keys() - own},
     )

@@ -1,117 +1,121 @@
-"""How a request gets to a worker: one small interface, and aiohttp behind it."""
+"""Connections to workers: made when needed, kept for the next request."""
 
+import asyncio
 import socket
-from collections.abc import Mapping
-from typing import Final, Protocol
+import ssl
+import time
+from itertools import takewhile
+from typing import Final
+from urllib.parse import urlsplit
 
-import aiohttp
-
-from chatfleet.core.errors import WorkerFailed, WorkerUnreachable
-from chatfleet.http.control import AnswerTooLarge, read_bounded
+from chatfleet.core.errors import WorkerUnreachable
+from chatfleet.dispatch.connection import WorkerConnection
 
 CONNECT_TIMEOUT_S: Final = 5.0
-POOL_IDLE_S: Final = 4.0
-"""How long an unused connection is kept. Servers on uvicorn's defaults close theirs after 5 s."""
-
-MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
-
-Headers = Mapping[str, str]
+POOL_IDLE_S: Final = 30.0
+"""How long an unused connection is kept. A worker that closes it earlier does no harm."""
 
 
-class UpstreamResponse(Protocol):
-    """A worker's answer whose head has come. Everything raises WorkerFailed when the worker breaks off."""
+class Pool:
+    """The connections to one worker. What is said to it runs on the event loop that it is used on."""
+
+    def __init__(self, upstream: "Upstream", url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self._upstream = upstream
+        self._url = url
+        self._host = parts.hostname
+        self._is_tls = parts.scheme == "https"
+        self._port = parts.port or (443 if self._is_tls else 80)
+        self._idle: dict[WorkerConnection, None] = {}  # the last used is used next, so that the others can go
+        self._size = 0
+
+    def idle(self) -> WorkerConnection | None:
+        """A connection to use at once, if there is one."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.is_usable:
+                return connection
+        return None
+
+    async def connect(self) -> WorkerConnection:
+        """A new connection. Raises WorkerUnreachable. Cancelling it leaves none."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                transport, connection = await loop.create_connection(
+                    lambda: WorkerConnection(self),
+                    self._host,
+                    self._port,
+                    ssl=self._upstream.tls() if self._is_tls else None,
+                )
+        except (OSError, UnicodeError) as exc:  # TimeoutError and SSLError are OSErrors
+            raise _unreachable() from exc
+        if not connection.is_usable:
+            raise _unreachable()
+        _watch_for_silence(transport.get_extra_info("socket"))
+        return connection
+
+    def made(self, connection: WorkerConnection) -> None:
+        self._size += 1
+        self._upstream.connections += 1
+
+    def take_back(self, connection: WorkerConnection) -> None:
+        connection.idle_since = time.monotonic()
+        self._idle[connection] = None
+
+    def forget(self, connection: WorkerConnection) -> None:
+        self._size -= 1
+        self._upstream.connections -= 1
+        self._idle.pop(connection, None)
+
+    def close_idle(self, before: float) -> None:
+        """Close what has been unused since `before`."""
+        for connection in list(takewhile(lambda connection: connection.idle_since < before, self._idle)):
+            del self._idle[connection]
+            connection.abandon()
 
     @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Headers:
-        """Names in any case."""
-
-    async def read_some(self) -> bytes:
-        """What has come, at least a byte; empty at the end. Cancelling it loses nothing."""
-
-    async def read_all(self) -> bytes:
-        """The whole body, of at most MAX_ANSWER_BYTES."""
-
-    def close(self) -> None:
-        """Drop the connection unless the answer was read to its end. Idempotent."""
+    def is_empty(self) -> bool:
+        return not self._size
 
 
-class Upstream(Protocol):
-    """Sends requests to workers over pooled connections."""
+class Upstream:
+    """A pool of connections for every worker. `connections` is how many there are, in use or not."""
 
-    async def post(self, url: str, body: bytes, headers: Headers) -> UpstreamResponse:
-        """The answer's head. Raises WorkerFailed, and WorkerUnreachable where nothing was sent. Cancelling drops the
-        connection."""
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+        self._tls: ssl.SSLContext | None = None
+        self.connections = 0
 
+    def pool(self, url: str) -> Pool:
+        """The pool of the worker at `url`."""
+        pool = self._pools.get(url)
+        if pool is None:
+            pool = self._pools[url] = Pool(self, url)
+        return pool
 
-class AiohttpUpstream:
-    """An Upstream on one aiohttp session, which is the caller's."""
+    def tls(self) -> ssl.SSLContext:
+        """How certificates of workers are checked: against what this machine trusts."""
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
-
-    @staticmethod
-    def new_session() -> aiohttp.ClientSession:
-        """Without bounds on connections: what may run is bounded by workers, not by the pool. TCP_NODELAY is
-        aiohttp's default."""
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S, socket_factory=_new_socket),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
-            auto_decompress=False,
-            trust_env=False,
-        )
-
-    async def post(self, url: str, body: bytes, headers: Headers) -> UpstreamResponse:
-        try:
-            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError) as exc:
-            raise _failed(exc) from exc
-        return _AiohttpResponse(response)
+    def close_idle(self, unused_s: float = POOL_IDLE_S) -> None:
+        """Close what has not been used for `unused_s`, and let go of the pools of workers that have gone."""
+        before = time.monotonic() - unused_s
+        for pool in self._pools.values():
+            pool.close_idle(before)
+        self._pools = {url: pool for url, pool in self._pools.items() if not pool.is_empty}
 
 
-class _AiohttpResponse:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers: Headers = response.headers
-
-    async def read_some(self) -> bytes:
-        try:
-            return await self._response.content.readany()
-        except aiohttp.ClientError as exc:
-            raise _failed(exc) from exc
-
-    async def read_all(self) -> bytes:
-        try:
-            return await read_bounded(self._response, MAX_ANSWER_BYTES)
-        except AnswerTooLarge as exc:
-            raise WorkerFailed(f"The worker's answer is larger than {MAX_ANSWER_BYTES // 2**20} MB.") from exc
-        except aiohttp.ClientError as exc:
-            raise _failed(exc) from exc
-
-    def close(self) -> None:
-        self._response.close()
+def _unreachable() -> WorkerUnreachable:
+    return WorkerUnreachable("The model's worker could not be reached. Try again; if it stays, it will be left out.")
 
 
-def _failed(error: Exception) -> WorkerFailed:
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return WorkerUnreachable(
-            "The model's worker could not be reached. Try again; if it stays, it will be left out."
-        )
-    return WorkerFailed("The model's worker broke off before its answer was complete. Try again.")
-
-
-def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """One that notices a host which has gone without a word, in about 30 s."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _watch_for_silence(connected: socket.socket) -> None:
+    """Notice a host that has gone without a word, in about 30 s."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):  # macOS calls some of them otherwise
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    made.setblocking(False)
-    return made
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

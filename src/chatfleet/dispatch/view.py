@@ -6,14 +6,14 @@ A worker goes by its own deregistration, or when every controller that knew it h
 and it does not answer a probe of the gateway's own. So a controller that restarts empty empties nobody.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+import math
+from typing import Final, Protocol
 
 from chatfleet.core.fleet import (
     ControllerAlive,
     FleetEvent,
     FleetSnapshot,
+    Loads,
     ModelInfo,
     WorkerChanged,
     WorkerGone,
@@ -22,6 +22,13 @@ from chatfleet.core.fleet import (
 
 REPROBE_S: Final = 5.0
 AVOID_S: Final = 1.0
+SMOOTHING_S: Final = 20.0
+"""Over about how long the reports of a worker's load are averaged. Each is of one moment, and old at the next: gateways
+that take the last one for the truth run to the same worker together (docs/routing.md has the numbers)."""
+
+REPORT_S: Final = 30.0
+"""How long a report counts when no other follows: a worker that looks busy must not stay without requests for that."""
+
 MODEL_MEMORY_S: Final = 3600.0
 """How long a model without workers is "unavailable", before it is "unknown"."""
 
@@ -32,6 +39,13 @@ class Gap(Exception):
     """Events are missing: the watch must begin again, with a snapshot."""
 
 
+class Lossable(Protocol):
+    """A request at a worker."""
+
+    def worker_lost(self) -> None:
+        """The worker was found dead. It may have gone without a word: its connections would stay silent for ever."""
+
+
 class Worker:
     """A worker in the view, and the requests of this gateway that it has."""
 
@@ -39,7 +53,9 @@ class Worker:
         self.info = info
         self.avoid_until = 0.0
         """Until when others are preferred: it has just failed a request, and an idle worker looks tempting."""
-        self._on_lost: dict[object, Callable[[], None]] = {}
+        self._requests: dict[Lossable, None] = {}
+        self._others = 0.0
+        self._reported_at = -math.inf
         self.doubts: dict[str, float | None] = {}
         """By controller that has known it: None while it does, else when its absence begins to count."""
 
@@ -49,23 +65,36 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        return len(self._on_lost)
+        """Requests of this gateway."""
+        return len(self._requests)
 
-    @contextmanager
-    def slot(self, on_lost: Callable[[], None]) -> Iterator[None]:
-        """Counts a request for as long as it runs. `on_lost` is called if the worker is found dead meanwhile: it may
-        have gone without a word, and its connections would stay silent for ever."""
-        request = object()
-        self._on_lost[request] = on_lost
-        try:
-            yield
-        finally:
-            del self._on_lost[request]
+    def begin(self, request: Lossable) -> None:
+        """Count a request, until its `end`."""
+        self._requests[request] = None
+
+    def end(self, request: Lossable) -> None:
+        """Idempotent."""
+        self._requests.pop(request, None)
 
     def lose(self) -> None:
         """Tell all requests that it is dead."""
-        for on_lost in list(self._on_lost.values()):
-            on_lost()
+        for request in list(self._requests):
+            request.worker_lost()
+
+    def report(self, choices: int, now: float) -> None:
+        """The worker has said how many choices it runs and holds waiting, this gateway's among them.
+
+        What goes beyond the requests that this gateway has there now is the work of others, of which an average over
+        SMOOTHING_S is kept. Believed of our own workers only.
+        """
+        if self.info.kind == "chatfleet":
+            others = max(0, choices - len(self._requests))
+            self._others += (others - self._others) * (1 - math.exp((self._reported_at - now) / SMOOTHING_S))
+            self._reported_at = now
+
+    def load(self, now: float) -> float:
+        """Requests of this gateway, and choices of others as far as they are known."""
+        return len(self._requests) + (self._others if now - self._reported_at < REPORT_S else 0.0)
 
     def doubtful_from(self) -> float | None:
         """When it may be probed for its life; None while a controller vouches for it."""
@@ -128,12 +157,17 @@ class FleetView:
         else:
             self._advance(source, event)
             if isinstance(event, ControllerAlive):
+                self._take_loads(event.loads, now)
                 return
             if isinstance(event, WorkerChanged):
                 self._vouch(source, event.worker)
             else:
                 self._take_leave(source, event, now)
         self._index(now)
+
+    def worker_ids(self) -> set[str]:
+        """Of all known workers."""
+        return set(self._workers)
 
     def doubtful(self, now: float) -> list[Worker]:
         """The workers to probe now."""
@@ -173,6 +207,7 @@ class FleetView:
         self._positions[source] = snapshot.controller_id, snapshot.epoch, snapshot.version
         for info in snapshot.workers:
             self._vouch(source, info)
+        self._take_loads(snapshot.loads, now)
         named = {info.worker_id for info in snapshot.workers}
         for worker_id, worker in self._workers.items():
             if worker_id in named or source not in worker.doubts:
@@ -181,6 +216,11 @@ class FleetView:
                 worker.doubts[source] = now + snapshot.expiry_s
             elif worker.doubts[source] is None:
                 worker.doubts[source] = now
+
+    def _take_loads(self, loads: Loads, now: float) -> None:
+        for worker_id, load in loads.items():
+            if (worker := self._workers.get(worker_id)) is not None:
+                worker.report(load.running + load.waiting, now)
 
     def _vouch(self, source: str, info: WorkerInfo) -> None:
         if info.worker_id in self._departed:

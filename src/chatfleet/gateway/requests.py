@@ -1,6 +1,8 @@
 """What the gateway reads and changes of a request's body. The rest is the worker's, byte for byte."""
 
-import asyncio
+import json
+from collections import Counter
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -8,7 +10,8 @@ from pydantic import Field
 
 from chatfleet.core.errors import InvalidRequest
 from chatfleet.core.fleet import WorkerInfo
-from chatfleet.http.body import OFF_LOOP_BYTES, check_depth, validate_body
+from chatfleet.dispatch.policies import Affinity, Policy
+from chatfleet.http.body import check_depth, validate_body
 from chatfleet.http.openapi import REQUEST_MODELS
 from chatfleet.protocol.common import MAX_MODEL_CHARS, RequestModel
 
@@ -34,11 +37,27 @@ KNOWN_FIELDS: Final = _VLLM_FIELDS.union(*(model.model_fields for model in REQUE
 transfer of caches, a priority over other clients."""
 
 
+_ROUTING_NAMES: Final = ("model", "stream")
+_NOTHING: Final = msgspec.Raw(b"")
+_NO_AFFINITY: Final = Affinity()
+
+
 class RoutingFields(msgspec.Struct):
     """What routing needs of a body."""
 
     model: Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)] | None = None
     stream: bool | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(RoutingFields)
+_FIELDS_DECODER: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _AffinityFields(msgspec.Struct):
+    messages: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+    user: str | None = None
 
 
 class _WordedRoutingFields(RequestModel):
@@ -48,20 +67,63 @@ class _WordedRoutingFields(RequestModel):
     stream: bool | None = None
 
 
-async def read_routing(body: bytes) -> RoutingFields:
-    """The fields that decide where a request goes. Raises InvalidRequest."""
-    if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(_read_routing, body)
-    return _read_routing(body)
+def read_routing(body: bytes) -> RoutingFields:
+    """The fields that decide where a request goes. Raises InvalidRequest.
 
-
-def _read_routing(body: bytes) -> RoutingFields:
+    What another JSON reader could understand in another way is refused: a field that is there twice, and bytes that
+    are no text.
+    """
     check_depth(body)
+    if not body.isascii():
+        _check_text(body)
     try:
-        return msgspec.json.decode(body, type=RoutingFields)
+        routing = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         worded = validate_body(_WordedRoutingFields, body)
-        return RoutingFields(model=worded.model, stream=worded.stream)
+        routing = RoutingFields(model=worded.model, stream=worded.stream)
+    if body.count(b'"model"') > 1 or body.count(b'"stream"') > 1 or b"\\u00" in body:
+        _check_repeated(body)
+    return routing
+
+
+def _check_text(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"The request body is not valid UTF-8: byte {exc.start} is wrong.") from exc
+
+
+def _check_repeated(body: bytes) -> None:
+    """Raises InvalidRequest if a routing field is there twice, be it with escaped letters."""
+    pairs: list[tuple[str, object]] = []
+
+    def remember(found: list[tuple[str, object]]) -> None:
+        nonlocal pairs
+        pairs = found  # the outermost object is the last to be complete
+
+    json.loads(body, object_pairs_hook=remember)
+    counts = Counter(name for name, _ in pairs if name in _ROUTING_NAMES)
+    for name, count in counts.items():
+        if count > 1:
+            raise InvalidRequest(f"'{name}' is given {count} times. Give it once.", param=name)
+
+
+def read_affinity(body: bytes, policy: Policy, session: bytes | None) -> Affinity:
+    """What `policy` wants to know of a request; `session` is what its header says. The body has been read before."""
+    if not (policy.uses_prefix or policy.uses_session):
+        return _NO_AFFINITY
+    try:
+        fields = msgspec.json.decode(body, type=_AffinityFields)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _NO_AFFINITY  # the worker says what is wrong
+    whose = fields.user if session is None else session.decode("latin-1")
+    prefix = next((part for part in (fields.messages, fields.prompt, fields.input) if part), b"")
+    return Affinity(bytes(prefix) if policy.uses_prefix else b"", (whose or "") if policy.uses_session else "")
+
+
+@lru_cache(maxsize=1024)
+def _allowed_fields(more: tuple[str, ...]) -> frozenset[str]:
+    return KNOWN_FIELDS.union(more)
 
 
 def build_parameters(body: bytes, worker: WorkerInfo, named: str | None, model: str) -> tuple[bytes, list[str]]:
@@ -71,11 +133,11 @@ def build_parameters(body: bytes, worker: WorkerInfo, named: str | None, model: 
     if is_ours and named == model:
         return body, []
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        fields = _FIELDS_DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidRequest(f"The request body is not valid JSON: {exc}.") from exc
-    allowed = fields.keys() if is_ours else KNOWN_FIELDS.union(worker.allowed_fields)
-    dropped = [name for name in fields if name not in allowed]
+    allowed = fields.keys() if is_ours else _allowed_fields(worker.allowed_fields)
+    dropped = [] if fields.keys() <= allowed else [name for name in fields if name not in allowed]
     if not dropped and named == model:
         return body, []
     for name in dropped:

@@ -1,69 +1,21 @@
-"""The gateway's paths."""
+"""The gateway's paths, as far as they are not the data plane's."""
 
-from typing import Final, NamedTuple
-
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
+from chatfleet.gateway.endpoints import ENDPOINTS, Endpoint
 from chatfleet.gateway.models import ModelNames
-from chatfleet.gateway.relay import Relay
 from chatfleet.http.openapi import ERROR_RESPONSES, body_of
-from chatfleet.protocol.chat import ChatCompletion, ChatCompletionRequest
-from chatfleet.protocol.common import ModelCard, ModelList, RequestModel, WireModel
-from chatfleet.protocol.completions import Completion, CompletionRequest
-from chatfleet.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
-from chatfleet.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from chatfleet.observability.asgi import add_metrics_route
+from chatfleet.observability.exposition import Source
+from chatfleet.protocol.common import ModelCard, ModelList
 
 
-class Endpoint(NamedTuple):
-    """A path that workers answer, streaming if `streams` and asked to; `aliases` are other paths for the same."""
-
-    path: str
-    summary: str
-    request: type[RequestModel]
-    response: type[WireModel]
-    streams: bool = False
-    aliases: tuple[str, ...] = ()
-
-
-ENDPOINTS: Final = (
-    Endpoint(
-        "/v1/chat/completions",
-        "Answer a conversation",
-        ChatCompletionRequest,
-        ChatCompletion,
-        streams=True,
-        aliases=("/",),
-    ),
-    Endpoint("/v1/completions", "Continue a text", CompletionRequest, Completion, streams=True),
-    Endpoint("/v1/embeddings", "Embed texts", EmbeddingRequest, EmbeddingResponse),
-    Endpoint("/v1/tokenize", "Turn text into tokens", TokenizeRequest, TokenizeResponse),
-    Endpoint("/v1/detokenize", "Turn tokens into text", DetokenizeRequest, DetokenizeResponse),
-)
-
-
-def make_router(names: ModelNames, relay: Relay) -> APIRouter:
+def make_router(names: ModelNames, metrics: Source) -> APIRouter:
     router = APIRouter(responses=ERROR_RESPONSES)
-
-    def add(endpoint: Endpoint, path: str) -> None:
-        async def answer(request: Request) -> Response:
-            return await relay.relay(request, endpoint.path, streams=endpoint.streams)
-
-        name = endpoint.path.removeprefix("/v1/").replace("/", "_")
-        router.add_api_route(
-            path,
-            answer,
-            methods=["POST"],
-            name=name if path == endpoint.path else f"{name}_alias",
-            tags=["Inference"],
-            summary=endpoint.summary if path == endpoint.path else f"{endpoint.summary} (the same as {endpoint.path})",
-            response_model=endpoint.response,
-            openapi_extra=body_of(endpoint.request),
-        )
-
     for endpoint in ENDPOINTS:
         for path in (endpoint.path, *endpoint.aliases):
-            add(endpoint, path)
+            _describe(router, endpoint, path)
 
     @router.get("/v1/models", tags=["Models"])
     async def models() -> ModelList:
@@ -86,4 +38,24 @@ def make_router(names: ModelNames, relay: Relay) -> APIRouter:
         names.require_models()
         return {"status": "ok"}
 
+    add_metrics_route(router, metrics)
     return router
+
+
+def _describe(router: APIRouter, endpoint: Endpoint, path: str) -> None:
+    """Make /docs and other methods' 405 know of a path whose POSTs the data plane takes before they get here."""
+
+    async def unreachable() -> Response:
+        raise AssertionError(f"POST {path} has passed the data plane")
+
+    name = endpoint.path.removeprefix("/v1/").replace("/", "_")
+    router.add_api_route(
+        path,
+        unreachable,
+        methods=["POST"],
+        name=name if path == endpoint.path else f"{name}_alias",
+        tags=["Inference"],
+        summary=endpoint.summary if path == endpoint.path else f"{endpoint.summary} (the same as {endpoint.path})",
+        response_model=endpoint.response,
+        openapi_extra=body_of(endpoint.request),
+    )

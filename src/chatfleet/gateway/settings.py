@@ -1,8 +1,9 @@
 """How a gateway is set up."""
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr, field_validator, model_validator
@@ -10,9 +11,14 @@ from pydantic import SecretStr, field_validator, model_validator
 from chatfleet.core.access import FleetMember, read_secret_file
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import Settings, setting
+from chatfleet.dispatch.policies import DEFAULT_POLICY, POLICY_NAMES
+
+if TYPE_CHECKING:
+    import ssl
 
 _MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
 _FLEET = "Fleet"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 
 
 class EndpointSettings(Settings):
@@ -22,6 +28,16 @@ class EndpointSettings(Settings):
         [], "Another name for a model, as gpt-4o=chatfleet-tiny; repeatable.", _MODELS, flag="--alias"
     )
     default_model: str | None = setting(None, "The model of requests that name none.", _MODELS)
+    policies: list[str] = setting(
+        [],
+        f"How a worker is chosen, for all models or one, as MODEL=NAME; repeatable. {', '.join(POLICY_NAMES)}. "
+        f"Default: {DEFAULT_POLICY}.",
+        _MODELS,
+        flag="--policy",
+    )
+    session_header: str = setting(
+        "x-session-id", "Header that names a request's session, for the policy of that name; else its user.", _MODELS
+    )
     api_keys: list[SecretStr] = setting(
         [], "Key that clients must send; repeatable. Better: a file, or CHATFLEET_API_KEYS.", _KEYS, flag="--api-key"
     )
@@ -32,9 +48,16 @@ class EndpointSettings(Settings):
     allow_credentials: bool = setting(False, "Let them send cookies and authorization.", _CORS)
     host: str = setting("127.0.0.1", "Address to listen on.", _NETWORK)
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", _NETWORK, ge=0, le=65535)
+    ssl_certfile: Path | None = setting(None, "Speak https with this certificate (PEM), its chain after it.", _NETWORK)
+    ssl_keyfile: Path | None = setting(None, "The certificate's private key (PEM, without a password).", _NETWORK)
     processes: int = setting(1, "Gateway processes that share the port.", _NETWORK, ge=1, le=256)
     trusted_proxies: list[str] = setting(
         [], "Address or network whose X-Forwarded-* headers are believed; repeatable.", _NETWORK
+    )
+    head_timeout: float = setting(20.0, "Seconds that a request's head may take to arrive.", _NETWORK, gt=0, le=3600)
+    body_timeout: float = setting(60.0, "Seconds that its body may take after that.", _NETWORK, gt=0, le=3600)
+    recovery_buffer_kb: int = setting(
+        256, "Kilobytes kept of a stream, for the case that its worker dies.", _NETWORK, ge=0, le=1024**2
     )
     access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
     keep_alive_interval: float = setting(
@@ -49,6 +72,24 @@ class EndpointSettings(Settings):
             if not name.strip() or not model.strip():
                 raise ValueError("write NAME=MODEL, such as gpt-4o=chatfleet-tiny")
         return values
+
+    @field_validator("policies")
+    @classmethod
+    def _known_policies(cls, values: list[str]) -> list[str]:
+        if len([value for value in values if "=" not in value]) > 1:
+            raise ValueError("name one policy for all models, and others as MODEL=NAME")
+        for value in values:
+            model, is_pair, name = value.rpartition("=")
+            if name.strip() not in POLICY_NAMES or (is_pair and not model.strip()):
+                raise ValueError(f"write NAME or MODEL=NAME, and NAME is one of {', '.join(POLICY_NAMES)}")
+        return values
+
+    @field_validator("session_header")
+    @classmethod
+    def _header_name(cls, value: str) -> str:
+        if not _HEADER_NAME.fullmatch(value):
+            raise ValueError("it must be the name of a header, such as x-session-id")
+        return value.lower()
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -75,9 +116,35 @@ class EndpointSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            given, missing = ("--ssl-certfile", "--ssl-keyfile")[:: 1 if self.ssl_keyfile is None else -1]
+            raise ConfigurationError(
+                f"{given} is given without {missing}. To speak https give both: the certificate and its private key."
+            )
+        return self
+
+    def tls(self) -> "ssl.SSLContext | None":
+        """What the endpoint speaks https with; None for plain HTTP. Raises ConfigurationError. Reads files."""
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            return None
+        from chatfleet.http.tls import server_context
+
+        return server_context(self.ssl_certfile, self.ssl_keyfile)
+
     def alias_map(self) -> dict[str, str]:
         """Each alias and the model it stands for."""
         return {name.strip(): model.strip() for name, _, model in (value.partition("=") for value in self.aliases)}
+
+    def default_policy(self) -> str:
+        return next((value.strip() for value in self.policies if "=" not in value), DEFAULT_POLICY)
+
+    def policy_map(self) -> dict[str, str]:
+        """Each model that has a policy of its own, and that. An alias stands for its model."""
+        aliases = self.alias_map()
+        pairs = (value.rpartition("=") for value in self.policies if "=" in value)
+        return {aliases.get(name.strip(), name.strip()): policy.strip() for name, _, policy in pairs}
 
     def keys(self) -> list[str]:
         """All API keys, from options, environment and file; none means open. Raises ConfigurationError."""

@@ -8,7 +8,6 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.datastructures import Headers
 
 from chatfleet.core.errors import (
     InvalidRequest,
@@ -36,12 +35,19 @@ Model = TypeVar("Model", bound=RequestModel)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
-def require_json(headers: Headers) -> None:
+def check_media_type(content_type: str, content_encoding: str) -> None:
+    """Raises UnsupportedMediaType unless it is plain JSON that is sent. Empty stands for a header that is not there."""
+    if content_encoding.lower() not in ("", "identity"):
+        raise UnsupportedMediaType("Compressed request bodies are not accepted. Send the JSON as it is.")
+    require_json(content_type)
+
+
+def require_json(content_type: str) -> None:
     """Raises UnsupportedMediaType unless the content type says JSON.
 
     None at all is refused too: a web page of another site may send a body without one, and no preflight asks first.
     """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = content_type.partition(";")[0].strip().lower()
     if media_type != _JSON:
         raise UnsupportedMediaType(f"The content-type is {media_type[:128]!r}. Send JSON as '{_JSON}'.")
 
@@ -51,12 +57,10 @@ async def read_body(request: Request) -> bytes:
 
     Raises PayloadTooLarge, RequestTimeout, UnsupportedMediaType; starlette's ClientDisconnect.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("Compressed request bodies are not accepted. Send the JSON as it is.")
-    require_json(request.headers)
+    check_media_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise _too_large()
+        raise too_large()
     chunks: list[bytes] = []
     size = 0
     try:
@@ -64,21 +68,19 @@ async def read_body(request: Request) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > MAX_BODY_BYTES:
-                    raise _too_large()
+                    raise too_large()
                 chunks.append(chunk)
     except TimeoutError as exc:
         raise RequestTimeout(f"The request body did not arrive within {BODY_TIMEOUT_S:.0f} s.") from exc
     return b"".join(chunks)
 
 
-def _too_large() -> PayloadTooLarge:
+def too_large() -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {MAX_BODY_BYTES // 2**20} MB.")
 
 
 def is_too_deep(body: bytes) -> bool:
     """Whether JSON nests more than MAX_DEPTH levels: the brackets outside of texts, counted."""
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return False
     depth = 0
     for match in _NESTING.finditer(body):
         if match.lastindex == 1:
@@ -92,7 +94,7 @@ def is_too_deep(body: bytes) -> bool:
 
 def check_depth(body: bytes) -> None:
     """Raises InvalidRequest when the body nests too deep."""
-    if is_too_deep(body):
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and is_too_deep(body):
         raise InvalidRequest(f"The request body nests deeper than {MAX_DEPTH} levels.")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import uuid
+from collections.abc import Iterable
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -38,7 +39,7 @@ class RequestIds:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 if ignored := state.get("ignored"):
-                    headers["x-chatfleet-ignored"] = _header_value(ignored)
+                    headers["x-chatfleet-ignored"] = ignored_value(ignored)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -92,7 +93,7 @@ def new_request_id() -> str:
     return f"req_{uuid.uuid4().hex}"
 
 
-def _header_value(names: list[str]) -> str:
+def ignored_value(names: Iterable[str]) -> str:
     """Names as one header value: printable ASCII without commas of their own, bounded."""
     safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_IGNORED_CHARS]) for name in names)
     return ", ".join(safe)[:_MAX_IGNORED_CHARS]

@@ -77,7 +77,7 @@ class JsonMutations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS:
-            require_json(Headers(scope=scope))
+            require_json(Headers(scope=scope).get("content-type", ""))
         await self._app(scope, receive, send)
 
 

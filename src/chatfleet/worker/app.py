@@ -17,7 +17,9 @@ from chatfleet.http.middleware import handle_requests
 from chatfleet.http.openapi import documented_app
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import add_guard
+from chatfleet.observability.asgi import MeasuredRequests
 from chatfleet.worker.admission import Admission
+from chatfleet.worker.load_header import LoadHeader
 from chatfleet.worker.model_source import load_served_model
 from chatfleet.worker.registration import Membership
 from chatfleet.worker.routes import make_router
@@ -32,8 +34,10 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
     make are refused, and `host` is known as this server's name beside those of loopback."""
     app = documented_app("ChatFleet worker", with_keys=token is not None)
     app.include_router(make_router(service, strict=strict))
+    app.add_middleware(LoadHeader, load=service.load)
     add_guard(app, token=token, host=host)
     handle_requests(app)
+    app.add_middleware(MeasuredRequests, metrics=service.metrics)
     install_error_handlers(app)
     return app
 
@@ -58,7 +62,7 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
         url = settings.advertise_url
         if url is None:
             url = await asyncio.to_thread(advertised_url, settings.host, port, settings.controller_urls)
-        heartbeat = partial(service.heartbeat, url)
+        heartbeat = partial(service.heartbeat, url, settings.speed)
         membership = Membership(session, settings.controller_urls, token, heartbeat)
         app = await asyncio.to_thread(create_app, service, strict=settings.strict, token=token, host=settings.host)
         leaving: list[asyncio.Task[None]] = []

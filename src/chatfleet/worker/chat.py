@@ -21,6 +21,7 @@ from chatfleet.protocol.chat import (
 )
 from chatfleet.protocol.common import FinishReason, Usage
 from chatfleet.worker.generation import ChoiceDelta, Generation
+from chatfleet.worker.metrics import CHAT
 from chatfleet.worker.sampling import (
     check_choices,
     completion_budget,
@@ -47,6 +48,7 @@ class ChatCompletions:
         self._service = service
         self._request = request
         self._model = service.model_name(request.model)
+        self.meter = service.metrics.begin(CHAT)
         self._id = new_id("chatcmpl")
         self._created = now()
 
@@ -75,7 +77,7 @@ class ChatCompletions:
             eos_token_ids=service.model.tokenizer.eos_token_ids,
             capabilities=capabilities,
         )
-        return service.generate([prompt_token_ids], [sampling], n=n, stops=request.stop_strings())
+        return service.generate([prompt_token_ids], [sampling], n=n, stops=request.stop_strings(), meter=self.meter)
 
     async def whole(self) -> ChatCompletion:
         """The answer in one piece. Cancelling it ends the generation."""

@@ -10,6 +10,7 @@ from chatfleet.http.streaming import DONE, sse
 from chatfleet.protocol.common import FinishReason, Usage
 from chatfleet.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from chatfleet.worker.generation import ChoiceDelta, Generation
+from chatfleet.worker.metrics import COMPLETIONS
 from chatfleet.worker.sampling import (
     COMPLETION_MAX_TOKENS,
     check_choices,
@@ -29,6 +30,7 @@ class Completions:
         self._service = service
         self._request = request
         self._model = service.model_name(request.model)
+        self.meter = service.metrics.begin(COMPLETIONS)
         self._id = new_id("cmpl")
         self._created = now()
         self._n = request.n or 1
@@ -51,7 +53,8 @@ class Completions:
             if request.echo:
                 text = prompt if isinstance(prompt, str) else decode(service.model.tokenizer, prompt)
                 self._echoes.append(text)
-        return service.generate(self._prompts, sampling, n=self._n, stops=request.stop_strings())
+        stops = request.stop_strings()
+        return service.generate(self._prompts, sampling, n=self._n, stops=stops, meter=self.meter)
 
     def _sampling(self, prompt_token_ids: list[int]) -> SamplingParams:
         request, service = self._request, self._service

@@ -8,6 +8,7 @@ from array import array
 from chatfleet.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from chatfleet.protocol.common import EmbeddingUsage
 from chatfleet.protocol.embeddings import Embedding, EmbeddingRequest, EmbeddingResponse
+from chatfleet.worker.metrics import EMBEDDINGS
 from chatfleet.worker.sampling import check_prompt_vocabulary
 from chatfleet.worker.service import WorkerService
 
@@ -40,6 +41,7 @@ async def create_embeddings(service: WorkerService, request: EmbeddingRequest) -
     finally:
         permit.release()
     prompt_tokens = sum(map(len, prompts))
+    service.metrics.at(EMBEDDINGS).prompt_tokens += prompt_tokens
     return EmbeddingResponse(
         object="list",
         data=[

@@ -10,6 +10,7 @@ from chatfleet.chat.text import IncrementalText, Logprob, TextDelta, TokenText
 from chatfleet.chat.tokenizer import Tokenizer
 from chatfleet.engines.base import Engine, FinishReason, SamplingParams, TokenDelta, TokenLogprobs
 from chatfleet.worker.admission import Admission, Permit
+from chatfleet.worker.metrics import RequestMeter
 
 # Choices over one prompt start together, except behind a prompt of this many tokens: there the first
 # choice fills the prefix cache and the others wait for its first token, which saves their prefill.
@@ -53,10 +54,12 @@ class Generation:
         admission: Admission,
         tokenizer: Tokenizer,
         stops: Sequence[str],
+        meter: RequestMeter,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stops = stops
+        self._meter = meter
         self._permits = admission.reserve(len(jobs))
         self._warm = {job.prompt: asyncio.Event() for job in jobs}
         self.prompt_tokens = sum({job.prompt: len(job.prompt_token_ids) for job in jobs}.values())
@@ -79,22 +82,26 @@ class Generation:
 
     async def _run(self, job: Job, permit: Permit, *, leads: bool) -> AsyncGenerator[ChoiceDelta, None]:
         warm = self._warm[job.prompt]
-        if not leads and len(job.prompt_token_ids) >= SHARED_PREFIX_TOKENS:
-            await warm.wait()
-        text = IncrementalText(self._tokenizer, self._stops)
-        try:
-            async with permit, aclosing(self._engine.generate(job.prompt_token_ids, job.sampling)) as stream:
-                async for delta in stream:
-                    warm.set()
-                    choice, used_tokens = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
-                    self.completion_tokens += used_tokens
-                    if leads and delta.cached_tokens:
-                        self.cached_tokens += delta.cached_tokens
-                    yield choice
-                    if choice.finish_reason is not None:
-                        return
-        finally:
-            warm.set()
+        with self._meter.choice(len(job.prompt_token_ids), leads=leads) as meter:
+            if not leads and len(job.prompt_token_ids) >= SHARED_PREFIX_TOKENS:
+                await warm.wait()
+            text = IncrementalText(self._tokenizer, self._stops)
+            try:
+                async with permit:
+                    meter.has_slot()
+                    async with aclosing(self._engine.generate(job.prompt_token_ids, job.sampling)) as stream:
+                        async for delta in stream:
+                            warm.set()
+                            choice, used_tokens = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
+                            meter.delta(used_tokens, delta.cached_tokens, choice.finish_reason)
+                            self.completion_tokens += used_tokens
+                            if leads and delta.cached_tokens:
+                                self.cached_tokens += delta.cached_tokens
+                            yield choice
+                            if choice.finish_reason is not None:
+                                return
+            finally:
+                warm.set()
 
 
 def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_one: bool) -> tuple[ChoiceDelta, int]:

@@ -11,6 +11,7 @@ from chatfleet.core.errors import EngineUnavailable
 from chatfleet.http.body import Model, parse_body
 from chatfleet.http.openapi import ERROR_RESPONSES, body_of
 from chatfleet.http.streaming import EventStreamResponse, until_disconnect
+from chatfleet.observability.asgi import MODEL_STATE, add_metrics_route
 from chatfleet.protocol.chat import ChatCompletion, ChatCompletionRequest
 from chatfleet.protocol.common import ModelCard, ModelList, WireModel
 from chatfleet.protocol.completions import Completion, CompletionRequest
@@ -24,6 +25,7 @@ from chatfleet.protocol.tokenize import (
 from chatfleet.worker.chat import ChatCompletions
 from chatfleet.worker.completions import Completions
 from chatfleet.worker.embeddings import create_embeddings
+from chatfleet.worker.metrics import MeteredEvents
 from chatfleet.worker.sampling import check_prompt_vocabulary
 from chatfleet.worker.service import WorkerService, off_loop
 
@@ -34,6 +36,9 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
 
     async def parse(request: Request, model: type[Model]) -> Model:
         parsed = await parse_body(request, model, strict=strict)
+        requested: str | None = getattr(parsed, "model", None)
+        if requested is None or requested in service.model.names:
+            setattr(request.state, MODEL_STATE, service.metrics.model_name)
         require_ready()
         return parsed
 
@@ -43,7 +48,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
 
     async def respond(request: Request, stream: bool | None, call: ChatCompletions | Completions) -> Response:
         if stream:
-            return await EventStreamResponse.open(request.receive, call.stream())
+            return await EventStreamResponse.open(request.receive, MeteredEvents(call.stream(), call.meter.numbers))
         return await json_response(request, call.whole())
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=body_of(ChatCompletionRequest))
@@ -102,6 +107,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         require_ready()
         return {"status": "ok", "worker_id": service.worker_id}
 
+    add_metrics_route(router, service.metrics)
     return router
 
 

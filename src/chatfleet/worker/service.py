@@ -14,6 +14,7 @@ from chatfleet.protocol.chat import ChatMessage, Tool
 from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.generation import Generation, Job
+from chatfleet.worker.metrics import RequestMeter, WorkerMetrics
 from chatfleet.worker.model_source import ServedModel
 from chatfleet.worker.registration import new_worker_id
 from chatfleet.worker.sampling import for_choice
@@ -30,16 +31,20 @@ class WorkerService:
         self.engine = engine
         self.admission = admission
         self.worker_id = new_worker_id()
+        self.metrics = WorkerMetrics(model.names[0], admission, engine.stats)
 
-    def heartbeat(self, url: str) -> Heartbeat:
+    def load(self) -> WorkerLoad:
+        return WorkerLoad(running=self.admission.running, waiting=self.admission.waiting)
+
+    def heartbeat(self, url: str, speed: float) -> Heartbeat:
         """What controllers are told of this worker, which is reached at `url`."""
         context_length = self.capabilities.context_length if self.engine.ready else None
         models = tuple(
             ModelInfo(id=name, created=self.model.created, context_length=context_length) for name in self.model.names
         )
         return Heartbeat(
-            worker=WorkerInfo(worker_id=self.worker_id, url=url, models=models, ready=self.engine.ready),
-            load=WorkerLoad(running=self.admission.running, waiting=self.admission.waiting),
+            worker=WorkerInfo(worker_id=self.worker_id, url=url, models=models, ready=self.engine.ready, speed=speed),
+            load=self.load(),
         )
 
     async def start(self) -> None:
@@ -136,6 +141,7 @@ class WorkerService:
         *,
         n: int,
         stops: Sequence[str],
+        meter: RequestMeter,
     ) -> Generation:
         """Start n choices of every prompt, indexed prompt by prompt. Raises QueueFull, EngineUnavailable."""
         jobs = [
@@ -149,6 +155,7 @@ class WorkerService:
             admission=self.admission,
             tokenizer=self.model.tokenizer,
             stops=stops,
+            meter=meter,
         )
 
 

@@ -6,11 +6,12 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from chatfleet.core.access import FleetMember
-from chatfleet.core.fleet import MAX_MODEL_ID_CHARS, BaseUrl
+from chatfleet.core.fleet import MAX_MODEL_ID_CHARS, BaseUrl, Speed
 from chatfleet.core.settings import Settings, setting
 from chatfleet.engines.base import EngineConfig
 
 _MODEL, _NETWORK, _LIMITS, _SIMULATED = "Model", "Network", "Limits", "Simulated engine"
+_FLEET = "Fleet"
 
 
 class EngineSettings(Settings):
@@ -73,3 +74,4 @@ class WorkerSettings(EngineSettings, FleetMember):
     advertise_url: BaseUrl | None = setting(
         None, "How gateways reach this worker. Default: found out from --host and the controller.", _NETWORK
     )
+    speed: Speed = setting(1.0, "How fast it is beside other workers of its models: 2 gets twice the requests.", _FLEET)

@@ -1,0 +1,97 @@
+"""Where requests to models leave the way of all others."""
+
+from typing import Any, Final
+
+from chatfleet.core.errors import InvalidRequest, ServingError
+from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
+from chatfleet.gateway.data_plane.plane import DataPlane
+from chatfleet.gateway.data_plane.request import RelayedRequest
+from chatfleet.http.known_head import KnownHead
+from chatfleet.http.protocol import HttpProtocol, Turn
+
+_MAX_MISSES: Final = 16
+"""So many heads that are not the one before, and a connection's heads are only parsed from there on."""
+
+
+class GatewayProtocol(HttpProtocol):
+    """A client's connection. POSTs to the paths that workers answer are relayed; the rest is the application's."""
+
+    idle_linger_s = 1.0
+    serves_half_closed = True
+
+    def __init__(self, plane: DataPlane, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plane = plane
+        self._accepted: bytes | None = None  # the last authorization that was right
+        self._head: RequestHead | None = None  # of the last request that was parsed
+        self._known: tuple[KnownHead, RequestHead] | None = None  # one that came whole
+        self._misses = 0
+
+    def data_received(self, data: bytes) -> None:
+        if not self.is_between_requests():
+            super().data_received(data)
+            return
+        if self._known is not None:
+            known, head = self._known
+            if (body := known.body_of(data)) is not None:
+                self._misses = 0
+                request = RelayedRequest(self, self._plane, head)
+                self.have_turn(request)
+                request.begin_whole(body)
+                return
+        self._head = None
+        super().data_received(data)
+        if self._head is not None and self._head.can_be_known and self._misses < _MAX_MISSES:
+            self._misses += 1
+            if (new := KnownHead.of(data)) is not None:
+                self._known = new, self._head
+
+    def make_turn(self, version: str) -> Turn | None:
+        if self.parser.get_method() != b"POST":
+            return None
+        plane = self._plane
+        endpoint = plane.endpoint(self.url) or plane.endpoint(path_of(self.url))
+        if endpoint is None:
+            return None
+        given = dict(self.headers)
+        if len(given) != len(self.headers) and b"connection" in given:
+            given[b"connection"] = b",".join(value for name, value in self.headers if name == b"connection")
+        self._head = head = RequestHead(
+            endpoint,
+            self.url,
+            given,
+            version=version,
+            keep_alive=self.parser.should_keep_alive(),
+            cors=plane.cors.header_lines(given.get(b"origin"), b"cookie" in given),
+            session_header=plane.session_header,
+        )
+        try:
+            self._check_host(given, version)
+            self._check_key(given)
+            head.check_body(given)
+        except ServingError as exc:
+            head.refusal = exc
+        return RelayedRequest(self, plane, head)
+
+    def _check_host(self, given: Fields, version: str) -> None:
+        """Raises InvalidRequest unless there is exactly one Host (RFC 9112, 3.2)."""
+        if len(given) == len(self.headers) and b"host" in given:
+            return
+        count = self._count(b"host")
+        if count > 1 or (count == 0 and version != "1.0"):
+            raise InvalidRequest(f"A request must have exactly one Host header; this one has {count}.")
+
+    def _check_key(self, given: Fields) -> None:
+        """Raises InvalidApiKey."""
+        keys = self._plane.keys
+        if keys is None:
+            return
+        authorization = given.get(b"authorization")
+        if len(given) != len(self.headers) and self._count(b"authorization") > 1:
+            authorization = None
+        if authorization is None or authorization != self._accepted:
+            keys.check(None if authorization is None else authorization.decode("latin-1"))
+            self._accepted = authorization
+
+    def _count(self, wanted: bytes) -> int:
+        return sum(name == wanted for name, _ in self.headers)
