@@ -7,7 +7,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from chatfleet.core.errors import WorkerFailed
-from chatfleet.http.known_head import KnownHead
+from chatfleet.http.known_head import MAX_MISSES, KnownHead
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 
@@ -46,7 +46,8 @@ class Home(Protocol):
 
 
 class WorkerConnection(asyncio.Protocol):
-    """Carries one request at a time. Its answer is read as it comes, unless paused."""
+    """Carries one request at a time. Its answer is read as it comes, unless paused. A whole answer whose head was that
+    of the one before passes by the parser, which stays where it was."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -55,13 +56,14 @@ class WorkerConnection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._is_paused = False
         self._uses = 0
-        self._first = b""  # what came first of an answer
+        self._misses = 0
         self._known_head: KnownHead | None = None
         self._known_answer: tuple[int, Headers] = (0, {})
         self.idle_since = 0.0
         self._begin()
 
     def _begin(self) -> None:
+        self._first = b""  # what came first of the answer
         self._headers: Headers = {}
         self._head_bytes = 0  # that came of an unfinished head
         self._header_bytes = 0  # that were parsed
@@ -114,6 +116,7 @@ class WorkerConnection(asyncio.Protocol):
         if not self._has_begun:
             known = self._known_head
             if known is not None and (body := known.body_of(data)) is not None:
+                self._misses = 0
                 self._give_whole(receiver, body)
                 return
             self._first = data
@@ -161,8 +164,10 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_complete and (receiver := self._receiver) is not None:
             self._receiver = None
             if self._keeps_alive:
-                self._known_answer = self._status, self._headers
-                self._known_head = KnownHead.of(self._first)
+                if self._misses < MAX_MISSES:
+                    self._misses += 1
+                    self._known_answer = self._status, self._headers
+                    self._known_head = KnownHead.of(self._first)
                 self._begin()
                 self._release()
             else:

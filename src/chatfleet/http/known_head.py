@@ -3,6 +3,9 @@
 import re
 from typing import Final, Self
 
+MAX_MISSES: Final = 16
+"""So many heads in a row that were not the one before, and a connection's heads had better just be parsed."""
+
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(?=[0-9]{1,7}\r\n)")
 _END: Final = b"\r\n\r\n"
 

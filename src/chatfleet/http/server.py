@@ -18,7 +18,7 @@ from chatfleet.http.protocol import HttpProtocol
 
 GRACEFUL_SHUTDOWN_S: Final = 10
 BACKLOG: Final = 4096
-TICK_S: Final = 0.5
+TICK_S: Final = 1.0
 _LAST_WORDS_S: Final = 0.1
 
 

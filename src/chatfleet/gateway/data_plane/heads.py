@@ -29,7 +29,7 @@ HOPS: Final = b"x-chatfleet-hops"
 _TO_WORKER: Final = (b"traceparent", b"tracestate")
 """The headers of a client that reach a worker; all others are the gateway's own."""
 
-_SMALL_BODY_BYTES: Final = 64 * 1024
+SMALL_BODY_BYTES: Final = 64 * 1024
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 Fields = dict[bytes, bytes]
@@ -85,7 +85,7 @@ class RequestHead:
             if name in given and name not in _hop_by_hop(given):
                 self.to_worker += b"%b: %b\r\n" % (name, given[name])
         declared = given.get(b"content-length")
-        self.is_small = declared is not None and int(declared) <= _SMALL_BODY_BYTES
+        self.is_small = declared is not None and int(declared) <= SMALL_BODY_BYTES
 
     @property
     def can_be_known(self) -> bool:

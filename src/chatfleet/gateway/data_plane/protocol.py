@@ -1,16 +1,13 @@
 """Where requests to models leave the way of all others."""
 
-from typing import Any, Final
+from typing import Any
 
 from chatfleet.core.errors import InvalidRequest, ServingError
 from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
 from chatfleet.gateway.data_plane.plane import DataPlane
 from chatfleet.gateway.data_plane.request import RelayedRequest
-from chatfleet.http.known_head import KnownHead
+from chatfleet.http.known_head import MAX_MISSES, KnownHead
 from chatfleet.http.protocol import HttpProtocol, Turn
-
-_MAX_MISSES: Final = 16
-"""So many heads that are not the one before, and a connection's heads are only parsed from there on."""
 
 
 class GatewayProtocol(HttpProtocol):
@@ -41,7 +38,7 @@ class GatewayProtocol(HttpProtocol):
                 return
         self._head = None
         super().data_received(data)
-        if self._head is not None and self._head.can_be_known and self._misses < _MAX_MISSES:
+        if self._head is not None and self._head.can_be_known and self._misses < MAX_MISSES:
             self._misses += 1
             if (new := KnownHead.of(data)) is not None:
                 self._known = new, self._head

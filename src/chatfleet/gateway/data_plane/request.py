@@ -6,12 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from chatfleet.core.errors import (
-    LoopDetected,
-    ServingError,
-    WorkerFailed,
-    WorkerUnreachable,
-)
+from chatfleet.core.errors import LoopDetected, ServingError, WorkerFailed, WorkerUnreachable
 from chatfleet.dispatch.events import KEEP_ALIVE
 from chatfleet.dispatch.exchange import Exchange
 from chatfleet.dispatch.view import Worker
@@ -20,6 +15,7 @@ from chatfleet.gateway.data_plane.heads import (
     CONTINUE,
     JSON_HEAD,
     PROCESSING,
+    SMALL_BODY_BYTES,
     STREAM_HEAD,
     RequestHead,
     ignored_header,
@@ -38,12 +34,12 @@ MAX_HOPS: Final = 8
 STALLED_CLIENT_S: Final = 300.0
 """How long a client may leave its answer unread."""
 
-_SMALL_BODY_BYTES: Final = 64 * 1024
 _JOINED_BYTES: Final = 64 * 1024
 """Bodies of less are copied behind their head: that costs less than to write two pieces."""
 
 _PROBE_S: Final = 0.05
-_USAGE: Final = re.compile(rb'"(prompt|completion)_tokens"\s*:\s*([0-9]{1,12})\b')
+_PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})\b')
+_COMPLETION_TOKENS: Final = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})\b')
 
 
 class RelayedRequest(Turn):
@@ -119,7 +115,7 @@ class RelayedRequest(Turn):
         if self._is_front:
             if not self.response_complete:
                 self._proceed()
-        elif self._size > _SMALL_BODY_BYTES:
+        elif self._size > SMALL_BODY_BYTES:
             self._protocol.flow.pause_reading()
 
     def refuse(self, error: ServingError) -> None:
@@ -184,7 +180,7 @@ class RelayedRequest(Turn):
         """Raises ServingError."""
         plane, route, head = self._plane, self._route, self._head
         assert route is not None
-        worker = route.policy.choose(workers, self._affinity, self._started)
+        worker = route.policy.choose(workers, self._affinity, time.monotonic())
         body, self._ignored = build_parameters(self._body, worker.info, self._routing.model, route.model)
         if head.hops >= MAX_HOPS:
             raise LoopDetected(
@@ -217,7 +213,7 @@ class RelayedRequest(Turn):
             self._route.numbers.gap.observe(now - self._last)
         self._last = self._quiet_since = now
         self._delivered.add(data)
-        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._head.understands_chunks else data)
+        self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._head.understands_chunks else data)
 
     def ended(self) -> None:
         if not self._head_is_sent:
@@ -245,9 +241,8 @@ class RelayedRequest(Turn):
         """Whether there is another worker, which has the request now."""
         assert self._exchange is not None and self._route is not None
         self._unreachable += (self._exchange.worker,)
-        others = [
-            worker for worker in self._plane.view.workers_of(self._route.model) if worker not in self._unreachable
-        ]
+        workers = self._plane.view.workers_of(self._route.model)
+        others = [worker for worker in workers if worker not in self._unreachable]
         if not others:
             return False
         self._route.numbers.retries += 1
@@ -307,9 +302,8 @@ class RelayedRequest(Turn):
 
     def _answer_error(self, error: ServingError, *, close: bool = False) -> None:
         more = date_line(self._protocol.server_state) + self._head.cors
-        keep_alive = self.keep_alive and not close
-        self.keep_alive = keep_alive
-        self._write(error_answer(error, self._request_id, keep_alive=keep_alive, more=more))
+        self.keep_alive = self.keep_alive and not close
+        self._write(error_answer(error, self._request_id, keep_alive=self.keep_alive, more=more))
         self._end(error.status)
 
     def _break_off(self, error: ServingError, *, close: bool = False) -> None:
@@ -344,7 +338,7 @@ class RelayedRequest(Turn):
         if (lines := self._plane.access_lines) is not None:
             client = lines.client(self._protocol.client, self._head.forwarded_for)
             lines.write(client, "POST", self._head.path, status, duration_s, self._request_id.decode())
-        self._exchange = None
+        self._body, self._delivered, self._exchange = b"", None, None  # an idle connection still knows its last request
         self._protocol.turn_ended(close=not self.keep_alive)
 
 
@@ -353,10 +347,5 @@ def _usage(answer: bytes) -> tuple[int | None, int | None]:
     start = answer.rfind(b'"usage"')
     if start < 0:
         return None, None
-    prompt = completion = None
-    for name, count in _USAGE.findall(answer, start):
-        if name == b"prompt":
-            prompt = int(count)
-        else:
-            completion = int(count)
-    return prompt, completion
+    prompt, completion = _PROMPT_TOKENS.search(answer, start), _COMPLETION_TOKENS.search(answer, start)
+    return prompt and int(prompt[1]), completion and int(completion[1])
