@@ -10,7 +10,7 @@ import pytest
 
 from support.fake_openai import stream_chunk, stream_head
 from support.fleet import until
-from support.raw_upstream import Call, RawFleet, ask, hot, raw_fleet
+from support.raw_upstream import Call, RawFleet, ask, hot, raw_fleet, whole
 from support.wire import head
 
 MB = 2**20
@@ -125,6 +125,43 @@ def test_requests_without_end_whose_answers_nobody_reads_stop_being_read(fresh_f
         connection.sock.settimeout(60)
         for number in range(sent // len(request) * 2):
             assert connection.read_response().status == 200, number
+
+
+def test_tiny_requests_without_end_whose_answers_nobody_reads_stop_being_read(fresh_fleet: RawFleet) -> None:
+    """Their answers are larger than they, and wait for nothing."""
+    request = hot(b"{") * 1000
+    before = memory(fresh_fleet)
+    with fresh_fleet.connect() as connection:
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sock.settimeout(1)
+        sent = 0
+        try:
+            while sent < 50 * MB:
+                sent += connection.sock.send(request[sent % len(request) :])
+        except TimeoutError:
+            pass
+        assert sent < 50 * MB
+        assert memory(fresh_fleet) - before < 20 * MB
+        connection.sock.settimeout(60)
+        for number in range(sent // len(hot(b"{"))):
+            assert connection.read_response().status == 400, number
+
+
+def test_a_client_that_reads_slowly_does_not_stop_the_workers_connection(fresh_fleet: RawFleet) -> None:
+    """It goes to the next request while the answer of the last is still on its way to the client."""
+    fleet = fresh_fleet
+    fleet.upstream.forget()
+    large = whole(b'{"data": "' + b"x" * 10 * MB + b'"}')
+    with fleet.connect() as slow, fleet.connect() as other:
+        assert other.send(hot(ask())).read_response().status == 200
+        fleet.upstream.script = lambda call: (call.body, call.send(large))
+        slow.send(hot(ask()))
+        fleet.upstream.until_called(2)
+        until_stalled(fleet.upstream.calls[1])
+        fleet.upstream.script = Call.serve
+        assert other.send(hot(ask())).read_response().status == 200
+        assert {call.connection for call in fleet.upstream.calls} == {fleet.upstream.calls[0].connection}
+        assert len(slow.read_response().body) == 10 * MB + 12
 
 
 def test_an_answer_in_one_piece_is_read_slowly_and_whole(fresh_fleet: RawFleet) -> None:

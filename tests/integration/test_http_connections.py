@@ -370,6 +370,47 @@ def test_half_a_request_before_the_half_close_is_the_end(fleet: RawFleet) -> Non
     assert not fleet.upstream.calls
 
 
+def test_a_request_cut_short_behind_others_is_the_end_once_they_are_answered(fleet: RawFleet) -> None:
+    cut = (hot(ask())[:-1], head("POST", "/nothing", "content-length: 5") + b"1234", hot(ask())[:30])
+    for whole_ones, expected in ((head("GET", "/health"), [200]), (hot(ask()) + head("GET", "/nothing"), [200, 404])):
+        for request in cut:
+            with fleet.connect() as connection:
+                responses = connection.send(whole_ones + request).end_sending().read_responses()
+            assert [response.status for response in responses] == expected
+    assert len(fleet.upstream.calls) == len(cut)
+
+
+@pytest.mark.parametrize("before", [head("GET", "/v1/models"), hot(ask())])
+def test_what_is_no_chunk_is_refused_behind_other_answers_though_the_client_has_said_all(
+    fleet: RawFleet, before: bytes
+) -> None:
+    for path in (CHAT, "/nothing"):
+        with fleet.connect() as connection:
+            connection.send(before + head("POST", path, "transfer-encoding: chunked") + b"zz\r\n")
+            responses = connection.end_sending().read_responses()
+        assert [response.status for response in responses] == [200, 400]
+        assert responses[1].headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("behind", [hot(ask()), head("GET", "/health"), b"\0"])
+def test_nothing_is_begun_behind_an_answer_that_ends_the_connection(fleet: RawFleet, behind: bytes) -> None:
+    """In one read with it. The refusal does not wait for the body, of which it does not know the size."""
+    refused = head("POST", CHAT, "transfer-encoding: chunked").replace(b"application/json", b"text/plain")
+    for last in (refused + stream_chunk(b"{}") + stream_chunk(b""), hot(b"{", "connection: close")):
+        with fleet.connect() as connection:
+            responses = connection.send(last + behind).end_sending().read_responses()
+        assert [response.status for response in responses] in ([415], [400])
+        assert responses[0].headers["connection"] == "close"
+    assert not fleet.upstream.calls
+
+
+def test_a_request_that_waits_for_100_behind_another_one_is_answered(fleet: RawFleet) -> None:
+    waiting = head("POST", "/nothing", "content-length: 5", "expect: 100-continue")
+    with fleet.connect() as connection:
+        responses = connection.send(head("GET", "/health") + waiting).read_responses()
+    assert [response.status for response in responses] == [200, 404]
+
+
 @pytest.mark.parametrize("end", [RawConnection.close, RawConnection.reset])
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("stream", [False, True])

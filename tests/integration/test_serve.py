@@ -405,7 +405,7 @@ def test_a_gateway_of_several_processes_is_supervised_too(small: ServeProcess) -
     record = json.loads(record_of(small.folder).read_bytes())
     env = {"CHATFLEET_CONTROLLER_URLS": record["controller_url"], "CHATFLEET_FLEET_TOKEN": record["fleet_token"]}
     with CommandProcess("gateway", "--port", "0", "--processes", "2", env=env) as gateway, gateway.http() as http:
-        assert "Gateway on" in gateway.output and "Serving m on" in gateway.output
+        until(lambda: "Serving m on" in gateway.output, "both processes know the model")
         children = psutil.Process(gateway.pid).children()
         assert len(children) == 2
         children[0].kill()

@@ -99,10 +99,10 @@ def test_failures_count_under_their_status_and_have_no_duration() -> None:
 def test_what_is_in_flight_counts_only_of_the_living() -> None:
     one, two = EndpointNumbers.of("m", CHAT), EndpointNumbers.of("m", CHAT)
     for numbers in (one, two):
-        numbers.in_flight, numbers.queued, numbers.retries, numbers.streams_broken = 2, 1, 3, 4
+        numbers.in_flight, numbers.retries, numbers.streams_broken = 2, 3, 4
         numbers.ended(200, 0.1, 5, 6)
     (total,) = summed([([one], True), ([two], False)])
-    assert (total.in_flight, total.queued) == (2, 1)
+    assert total.in_flight == 2
     assert (total.retries, total.streams_broken, total.prompt_tokens, total.completion_tokens) == (6, 8, 10, 12)
     assert total.by_status == {200: 2}
 

@@ -38,8 +38,8 @@ class Asker(Protocol):
         """The whole answer, which is JSON."""
 
     def failed(self, error: ServingError) -> None:
-        """WorkerUnreachable where the worker has seen nothing of the request, WorkerFailed when it broke off or spoke
-        nonsense, else its own refusal."""
+        """WorkerUnreachable where no connection could be made, WorkerFailed when it broke off or spoke nonsense, else
+        its own refusal."""
 
 
 class Exchange:

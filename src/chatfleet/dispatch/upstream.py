@@ -28,7 +28,7 @@ class Pool:
         self._is_tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
         self._idle: dict[WorkerConnection, None] = {}  # the last used is used next, so that the others can go
-        self._size = 0
+        self._size = self._connecting = 0
 
     def idle(self) -> WorkerConnection | None:
         """A connection to use at once, if there is one."""
@@ -41,6 +41,7 @@ class Pool:
     async def connect(self) -> WorkerConnection:
         """A new connection. Raises WorkerUnreachable. Cancelling it leaves none."""
         loop = asyncio.get_running_loop()
+        self._connecting += 1
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 transport, connection = await loop.create_connection(
@@ -51,6 +52,8 @@ class Pool:
                 )
         except (OSError, UnicodeError) as exc:  # TimeoutError and SSLError are OSErrors
             raise _unreachable() from exc
+        finally:
+            self._connecting -= 1
         if not connection.is_usable:
             raise _unreachable()
         _watch_for_silence(transport.get_extra_info("socket"))
@@ -77,7 +80,7 @@ class Pool:
 
     @property
     def is_empty(self) -> bool:
-        return not self._size
+        return not (self._size or self._connecting)
 
 
 class Upstream:

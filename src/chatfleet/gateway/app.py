@@ -90,7 +90,6 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
         keep_alive_s=settings.keep_alive_interval,
         recovery_buffer_bytes=settings.recovery_buffer_kb * 1024,
         access_lines=AccessLines(settings.trusted_proxies) if settings.access_log else None,
-        rng=rng,
     )
     app = await asyncio.to_thread(create_app, settings, names, metrics, keys)  # it looks for the files of /docs
     listener = listen(settings.host, settings.port, settings.fd)

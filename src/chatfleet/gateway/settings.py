@@ -30,13 +30,13 @@ class EndpointSettings(Settings):
     default_model: str | None = setting(None, "The model of requests that name none.", _MODELS)
     policies: list[str] = setting(
         [],
-        f"How a worker is chosen, for all models or one, as MODEL=NAME; repeatable. {', '.join(POLICY_NAMES)}. "
-        f"Default: {DEFAULT_POLICY}.",
+        f"How a worker is chosen: NAME, or MODEL=NAME for one model; repeatable. {DEFAULT_POLICY} (default), "
+        f"{', '.join(name for name in POLICY_NAMES if name != DEFAULT_POLICY)}.",
         _MODELS,
         flag="--policy",
     )
     session_header: str = setting(
-        "x-session-id", "Header that names a request's session, for the policy of that name; else its user.", _MODELS
+        "x-session-id", "Header that names a request's session, for --policy session. Without it: its user.", _MODELS
     )
     api_keys: list[SecretStr] = setting(
         [], "Key that clients must send; repeatable. Better: a file, or CHATFLEET_API_KEYS.", _KEYS, flag="--api-key"
@@ -55,13 +55,23 @@ class EndpointSettings(Settings):
         [], "Address or network whose X-Forwarded-* headers are believed; repeatable.", _NETWORK
     )
     head_timeout: float = setting(20.0, "Seconds that a request's head may take to arrive.", _NETWORK, gt=0, le=3600)
-    body_timeout: float = setting(60.0, "Seconds that its body may take after that.", _NETWORK, gt=0, le=3600)
+    body_timeout: float = setting(
+        60.0, "Seconds that a request's body may take after its head.", _NETWORK, gt=0, le=3600
+    )
     recovery_buffer_kb: int = setting(
-        256, "Kilobytes kept of a stream, for the case that its worker dies.", _NETWORK, ge=0, le=1024**2
+        256,
+        "Kilobytes kept of each stream, for another worker to go on from (none does yet).",
+        _NETWORK,
+        ge=0,
+        le=1024**2,
     )
     access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
     keep_alive_interval: float = setting(
-        15.0, "Seconds of silence in a stream after which a comment is sent.", _NETWORK, gt=0, le=3600
+        15.0,
+        "Seconds of silence after which a stream gets a comment, so that proxies keep it open.",
+        _NETWORK,
+        gt=0,
+        le=3600,
     )
 
     @field_validator("aliases")

@@ -1,8 +1,8 @@
 """What every request gets: an id, the names of ignored fields, and an error object whatever goes wrong."""
 
 import asyncio
+import random
 import re
-import uuid
 from collections.abc import Iterable
 
 from starlette.applications import Starlette
@@ -13,7 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chatfleet.core.errors import ShuttingDown
 from chatfleet.http.errors import as_serving_error, error_response
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+"""What a client may call its request."""
+
+_random = random.Random()
 _MAX_IGNORED_CHARS = 1024
 
 
@@ -84,13 +87,14 @@ def handle_requests(app: Starlette) -> None:
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
-            return str(value.decode("latin-1"))
-    return new_request_id()
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return str(value.decode())
+    return new_request_id().decode()
 
 
-def new_request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
+def new_request_id() -> bytes:
+    """Unique, and no secret."""
+    return b"req_%032x" % _random.getrandbits(128)
 
 
 def ignored_value(names: Iterable[str]) -> str:

@@ -18,6 +18,9 @@ KEEP_ALIVE_S: Final = 75.0
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending before its connection is cut, which may cost it our answer."""
 
+STALLED_S: Final = 300.0
+"""How long a client may leave unread what ends its connection, or what the answers behind it wait for."""
+
 _SLICE_BYTES: Final = 16 * 1024
 """What is parsed at once of a head or of chunks, so that a bound is never missed by more."""
 
@@ -156,6 +159,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._is_replaying:
             return
+        if self._is_refused or self.transport.is_closing():
+            raise InvalidRequest("The connection ends with the answer before this request.")
         self._head_bytes = 0
         self._since = time.monotonic()
         self.url = b""
@@ -174,6 +179,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._head_bytes = None
         self._since = time.monotonic()
+        self._unread_bytes = 0
         version = self.parser.get_http_version()
         for name, value in self.headers:
             if name == b"transfer-encoding":
@@ -219,10 +225,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.url, self.headers, self.scope["headers"] = url, headers, headers
         expects = (b"expect", b"100-continue") in [(name, value.lower()) for name, value in headers]
         self.expect_100_continue = expects and self.parser.get_http_version() == "1.1"
+        was_reading = not self.flow.read_paused
         super().on_headers_complete()
         if self.is_draining:
             self.cycle.keep_alive = False
-        if 0 < len(self.pipeline) < MAX_PIPELINED:
+        if was_reading and len(self.pipeline) < MAX_PIPELINED:
             self.flow.resume_reading()  # who does not read does not see that the client is gone
 
     def on_body(self, body: bytes) -> None:
@@ -274,20 +281,27 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         ended, self._active = self._active, None
-        if self._incomplete and self.expect_100_continue and not isinstance(ended, Turn):
-            self.close_gently()  # answered without its body, which the client may send or not
         self.server_state.total_requests += 1
+        self._since = time.monotonic()
         if self.transport.is_closing():
             return
+        if self._incomplete and self.expect_100_continue and ended is self.cycle and not isinstance(ended, Turn):
+            self.close_gently()  # answered without its body, which the client may send or not
+        if not self.flow.write_paused:
+            self._go_on()
+        elif not self._is_refused:
+            self.flow.pause_reading()  # until the client reads, too: answers would pile up
+
+    def _go_on(self) -> None:
+        """An answer has been given, and not too much of it waits for the client."""
         self.flow.resume_reading()
-        self._since = time.monotonic()
         if self.pipeline:
             self.loop.call_soon(self._start_next)  # rather than at once: a thousand in a row would go deep
-        elif self.is_draining or self._is_at_eof:
+        elif self._is_at_eof or (self.is_draining and not self._is_refused):
             self.transport.close()
 
     def _start_next(self) -> None:
-        if self._active is None and self.pipeline and not self.transport.is_closing():
+        if self._active is None and self.pipeline and not (self.flow.write_paused or self.transport.is_closing()):
             self._start_asgi_task(*self.pipeline.pop())
 
     def _waiting(self) -> Iterator[RequestResponseCycle | Turn]:
@@ -303,7 +317,10 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._is_refused = True
         latest = self.cycle
-        if self._incomplete and latest is not None and not latest.response_complete:
+        if self._incomplete:
+            if latest.response_complete:
+                self.close_gently()
+                return
             if isinstance(latest, Turn):
                 latest.refuse(error)
                 return
@@ -356,10 +373,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether the connection stays open."""
         if not self.serves_half_closed or self.scheme == "https":
             return False
-        if self._incomplete and self._active is not self.cycle and self.pipeline:  # it stays so
+        if self._incomplete and not self._is_refused:  # it stays so, and gets no answer
+            if self._active is self.cycle or not self.pipeline:
+                return False
             self.pipeline.popleft()
             self._incomplete = False
-        if self._incomplete or not (self._active or self.pipeline):
+        if not (self._active or self.pipeline):
             return False
         self._is_at_eof = True
         if isinstance(self._active, Turn):
@@ -369,9 +388,10 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self.is_draining = True
         self._since = time.monotonic()
-        for cycle in self._waiting():
-            cycle.keep_alive = False
-        if self._active is None and not self.idle_linger_s and self._head_bytes is None:
+        latest = self.pipeline[0][0] if self.pipeline else self._active
+        if latest is not None:  # the last answer closes the connection
+            latest.keep_alive = False
+        elif not self.idle_linger_s and self._head_bytes is None:
             self.transport.close()
 
     def drop(self) -> None:
@@ -384,12 +404,8 @@ class HttpProtocol(HttpToolsProtocol):
         if isinstance(self._active, Turn):
             self._active.tick(now)
         waited_s = now - self._since
-        if self.is_draining and self.scheme == "https" and self.transport.is_closing():
-            if waited_s > LINGER_S and not self.transport.get_write_buffer_size():
-                self.transport.abort()  # uvloop would wait for a client that does not say good-bye
-            return
-        if self._is_refused:
-            if waited_s > LINGER_S and self._active is None:
+        if self.transport.is_closing() or (self._active is None and (self._is_refused or self.flow.write_paused)):
+            if waited_s > self._parting_s():
                 self.transport.abort()
         elif self._head_bytes is not None and self._active is None:
             if waited_s > self._head_timeout_s:
@@ -399,6 +415,14 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(RequestTimeout(f"The request body did not arrive within {self._body_timeout_s:g} s."))
         elif self._active is None and waited_s > self._idle_s():
             self.transport.close()
+
+    def _parting_s(self) -> float:
+        """How long a client may take over the last that it gets."""
+        if self.transport.get_write_buffer_size():
+            return STALLED_S
+        if self.scheme == "https" and not self.is_draining:  # what a TLS transport has passed on, it does not count
+            return STALLED_S
+        return LINGER_S  # uvloop would wait for long until a TLS client says good-bye
 
     def _idle_s(self) -> float:
         """How long nothing may come."""
@@ -415,6 +439,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().resume_writing()
         if isinstance(self._active, Turn):
             self._active.resume()
+        elif self._active is None and not self.transport.is_closing():
+            self._go_on()
 
 
 def _not_http() -> InvalidRequest:
@@ -430,6 +456,6 @@ class _Refusal(Turn):
 
     def start(self) -> None:
         self.response_complete = True
-        self._protocol.transport.write(error_answer(self._error, new_request_id().encode(), keep_alive=False))
+        self._protocol.transport.write(error_answer(self._error, new_request_id(), keep_alive=False))
         self._protocol.close_gently()
         self._protocol.on_response_complete()

@@ -89,10 +89,15 @@ class SingleHost:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            count = sum(name == b"host" for name, _ in scope["headers"])
-            if count > 1 or (count == 0 and scope["http_version"] != "1.0"):
-                raise InvalidRequest(f"A request must have exactly one Host header; this one has {count}.")
+            check_single_host(scope["headers"], scope["http_version"])
         await self._app(scope, receive, send)
+
+
+def check_single_host(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> None:
+    """Raises InvalidRequest unless there is exactly one Host (RFC 9112, 3.2)."""
+    count = sum(name == b"host" for name, _ in headers)
+    if count > 1 or (count == 0 and http_version != "1.0"):
+        raise InvalidRequest(f"A request must have exactly one Host header; this one has {count}.")
 
 
 def host_name(values: list[str]) -> str:

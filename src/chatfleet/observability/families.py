@@ -124,15 +124,9 @@ def forwarding_families(requests: Sequence[EndpointNumbers]) -> list[Metric]:
             by_endpoint,
             (((one.model_name, one.endpoint), one.in_flight) for one in requests),
         ),
-        gauge(
-            "chatfleet:requests_queued",
-            "Requests that wait here for a worker. A worker's own queue is its vllm:num_requests_waiting.",
-            by_endpoint,
-            (((one.model_name, one.endpoint), one.queued) for one in requests),
-        ),
         counter(
             "chatfleet:retries",
-            "Requests sent to another worker, because one could not be reached or did not answer.",
+            "Requests sent to another worker, because one could not be reached.",
             ("model_name",),
             (((one.model_name,), one.retries) for one in _by_model(requests)),
         ),

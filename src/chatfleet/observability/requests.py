@@ -17,7 +17,7 @@ CLIENT_GONE: Final = 499
 class EndpointNumbers(msgspec.Struct):
     """The requests for one model at one endpoint. Plain numbers, to be added to where things happen.
 
-    `in_flight` and `queued` are of this moment, all else only grows. A whole request costs 0.5 us (`in_flight` twice,
+    `in_flight` is of this moment, all else only grows. A whole request costs 0.5 us (`in_flight` twice,
     `first_token.observe`, `ended`), a chunk 0.13 us (`gap.observe`). Times are in seconds.
     """
 
@@ -33,11 +33,10 @@ class EndpointNumbers(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: int = 0
-    """Requests sent to another worker, because one could not be reached or did not answer."""
+    """Requests sent to another worker, because one could not be reached."""
     streams_broken: int = 0
     """Streams that began (200) and then ended with an error, which was not the client's leaving."""
     in_flight: int = 0
-    queued: int = 0
 
     @classmethod
     def of(cls, model_name: str, endpoint: str) -> Self:
@@ -77,7 +76,6 @@ class EndpointNumbers(msgspec.Struct):
         self.streams_broken += other.streams_broken
         if alive:
             self.in_flight += other.in_flight
-            self.queued += other.queued
 
     def check_like(self, other: "EndpointNumbers") -> None:
         """Raises ValueError when the buckets of the other's histograms are not these."""

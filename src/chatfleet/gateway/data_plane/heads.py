@@ -1,8 +1,6 @@
 """The heads that the data plane reads and writes."""
 
-import re
 from functools import lru_cache
-from random import Random
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -13,7 +11,7 @@ from chatfleet.core.errors import ServingError
 from chatfleet.core.fleet import WorkerInfo
 from chatfleet.gateway.endpoints import Endpoint
 from chatfleet.http.body import MAX_BODY_BYTES, check_media_type, too_large
-from chatfleet.http.middleware import ignored_value
+from chatfleet.http.middleware import REQUEST_ID, ignored_value
 
 JSON_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 STREAM_HEAD: Final = (
@@ -30,7 +28,6 @@ _TO_WORKER: Final = (b"traceparent", b"tracestate")
 """The headers of a client that reach a worker; all others are the gateway's own."""
 
 SMALL_BODY_BYTES: Final = 64 * 1024
-_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 Fields = dict[bytes, bytes]
 
@@ -75,7 +72,7 @@ class RequestHead:
         self.cors = cors
         self.refusal: ServingError | None = None
         request_id = given.get(b"x-request-id")
-        self.request_id = request_id if request_id and _REQUEST_ID.fullmatch(request_id) else None
+        self.request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else None
         self.session = given.get(session_header)
         self.forwarded_for = given.get(b"x-forwarded-for")
         self.expects_continue = self.understands_chunks and given.get(b"expect", b"").lower() == b"100-continue"
@@ -100,10 +97,6 @@ class RequestHead:
             )
         if int(given.get(b"content-length", 0)) > MAX_BODY_BYTES:
             raise too_large()
-
-
-def new_request_id(rng: Random) -> bytes:
-    return b"req_%032x" % rng.getrandbits(128)
 
 
 def worker_head(worker: WorkerInfo, path: str, token: str | None) -> bytes:

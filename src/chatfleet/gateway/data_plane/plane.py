@@ -1,6 +1,5 @@
 """What all requests of the data plane share."""
 
-import random
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -45,7 +44,6 @@ class DataPlane:
     keep_alive_s: float
     recovery_buffer_bytes: int
     access_lines: AccessLines | None
-    rng: random.Random = field(default_factory=random.Random)
     _routes: dict[tuple[str | None, str], Route] = field(default_factory=dict)
     _heads: dict[tuple[Worker, str], tuple[WorkerInfo, bytes]] = field(default_factory=dict)
 

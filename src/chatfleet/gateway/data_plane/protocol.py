@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from chatfleet.core.errors import InvalidRequest, ServingError
+from chatfleet.core.errors import ServingError
 from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
 from chatfleet.gateway.data_plane.plane import DataPlane
 from chatfleet.gateway.data_plane.request import RelayedRequest
 from chatfleet.http.known_head import MAX_MISSES, KnownHead
 from chatfleet.http.protocol import HttpProtocol, Turn
+from chatfleet.http.trust import check_single_host
 
 
 class GatewayProtocol(HttpProtocol):
@@ -63,20 +64,13 @@ class GatewayProtocol(HttpProtocol):
             session_header=plane.session_header,
         )
         try:
-            self._check_host(given, version)
+            if len(given) != len(self.headers) or b"host" not in given:
+                check_single_host(self.headers, version)
             self._check_key(given)
             head.check_body(given)
         except ServingError as exc:
             head.refusal = exc
         return RelayedRequest(self, plane, head)
-
-    def _check_host(self, given: Fields, version: str) -> None:
-        """Raises InvalidRequest unless there is exactly one Host (RFC 9112, 3.2)."""
-        if len(given) == len(self.headers) and b"host" in given:
-            return
-        count = self._count(b"host")
-        if count > 1 or (count == 0 and version != "1.0"):
-            raise InvalidRequest(f"A request must have exactly one Host header; this one has {count}.")
 
     def _check_key(self, given: Fields) -> None:
         """Raises InvalidApiKey."""
@@ -84,11 +78,8 @@ class GatewayProtocol(HttpProtocol):
         if keys is None:
             return
         authorization = given.get(b"authorization")
-        if len(given) != len(self.headers) and self._count(b"authorization") > 1:
+        if len(given) != len(self.headers) and sum(name == b"authorization" for name, _ in self.headers) > 1:
             authorization = None
         if authorization is None or authorization != self._accepted:
             keys.check(None if authorization is None else authorization.decode("latin-1"))
             self._accepted = authorization
-
-    def _count(self, wanted: bytes) -> int:
-        return sum(name == wanted for name, _ in self.headers)

@@ -19,13 +19,13 @@ from chatfleet.gateway.data_plane.heads import (
     STREAM_HEAD,
     RequestHead,
     ignored_header,
-    new_request_id,
 )
 from chatfleet.gateway.data_plane.plane import DataPlane, Route
 from chatfleet.gateway.requests import RoutingFields, build_parameters, read_affinity, read_routing
 from chatfleet.http.answers import CONNECTION_CLOSE, date_line, error_answer
 from chatfleet.http.body import MAX_BODY_BYTES, OFF_LOOP_BYTES, too_large
 from chatfleet.http.errors import as_serving_error, error_json
+from chatfleet.http.middleware import new_request_id
 from chatfleet.http.protocol import HttpProtocol, Turn
 from chatfleet.http.streaming import sse
 from chatfleet.observability.requests import CLIENT_GONE
@@ -72,7 +72,7 @@ class RelayedRequest(Turn):
         self._plane = plane
         self._head = head
         self._refusal = head.refusal
-        self._request_id = head.request_id or new_request_id(plane.rng)
+        self._request_id = head.request_id or new_request_id()
         self._started = time.monotonic()
         self.keep_alive = head.keep_alive and not protocol.is_draining
 
