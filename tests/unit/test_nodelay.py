@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 
 import pytest
 import uvloop
@@ -51,7 +52,9 @@ def test_tcp_nodelay_is_set_on_both_sides(loop_factory: object) -> None:
         listener = listen("127.0.0.1", 0)
         server = make_server(app)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        connection = await Upstream().pool(f"http://127.0.0.1:{listener.getsockname()[1]}").connect()
+        connection = (
+            await Upstream(ssl.create_default_context()).pool(f"http://127.0.0.1:{listener.getsockname()[1]}").connect()
+        )
         answer = Answer()
         connection.send([b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"], answer)
         await answer.ended.wait()

@@ -7,6 +7,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from chatfleet.core.errors import WorkerFailed
+from chatfleet.dispatch.events import BROKE_OFF
 from chatfleet.http.known_head import MAX_MISSES, KnownHead
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -14,7 +15,6 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 Headers = dict[bytes, bytes]
 """Header fields by name in lower case. Of a name that came several times it is the last."""
 
-BROKE_OFF: Final = "The model's worker broke off before its answer was complete. Try again."
 NOT_HTTP: Final = "The model's worker did not answer as HTTP wants it."
 
 

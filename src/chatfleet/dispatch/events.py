@@ -9,6 +9,8 @@ MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment, which clients ignore (WHATWG HTML, "Server-sent events")."""
 
+BROKE_OFF: Final = "The model's worker broke off before its answer was complete. Try again."
+
 _DONE: Final = b"data: [DONE]\n\n"
 _LINE_END = re.compile(rb"\r\n|\r")
 
@@ -20,29 +22,32 @@ class EventSplitter:
     """
 
     def __init__(self) -> None:
-        self._tail = b""
+        self._tail = bytearray()
         self._is_done = False
 
     def feed(self, data: bytes) -> bytes:
         """All events that `data` completes, empty if none. Raises WorkerFailed when one is too large."""
-        if self._tail:
-            data = self._tail + data
-        if b"\r" in data:
-            held = b"\r" if data.endswith(b"\r") else b""  # the other half of a line end may follow
-            data = _LINE_END.sub(b"\n", data.removesuffix(held)) + held if held else _LINE_END.sub(b"\n", data)
-        if data.endswith(b"\n\n"):
-            self._tail = b""
+        tail = self._tail
+        if not tail and data.endswith(b"\n\n") and b"\r" not in data:
             self._is_done = data.endswith(_DONE)
             return data
-        end = data.rfind(b"\n\n") + 2
+        if tail.endswith(b"\r"):  # the other half of a line end may have followed
+            del tail[-1:]
+            data = b"\r" + data
+        if b"\r" in data:
+            held = b"\r" if data.endswith(b"\r") else b""
+            data = _LINE_END.sub(b"\n", data.removesuffix(held)) + held
+        searched = max(0, len(tail) - 1)
+        tail += data
+        end = tail.rfind(b"\n\n", searched) + 2
         if end == 1:
-            end = 0
-        self._tail = data[end:]
-        if len(self._tail) > MAX_EVENT_BYTES:
-            raise WorkerFailed(f"The worker sent an event of more than {MAX_EVENT_BYTES // 2**20} MB.")
-        if end:
-            self._is_done = data.endswith(_DONE, 0, end)
-        return data[:end]
+            if len(tail) > MAX_EVENT_BYTES:
+                raise WorkerFailed(f"The worker sent an event of more than {MAX_EVENT_BYTES // 2**20} MB.")
+            return b""
+        events = bytes(tail[:end])
+        del tail[:end]
+        self._is_done = events.endswith(_DONE)
+        return events
 
     def finish(self, *, is_framed: bool) -> bytes:
         """What is left when the worker has ended its answer: nothing, or a last event without its blank line.
@@ -50,9 +55,10 @@ class EventSplitter:
         Raises WorkerFailed when it ended inside another event, and when it never said that it was done although,
         not being framed, its answer may have ended by its death.
         """
-        tail, self._tail = _LINE_END.sub(b"\n", self._tail).strip(b"\n"), b""
+        tail = _LINE_END.sub(b"\n", bytes(self._tail)).strip(b"\n")
+        self._tail.clear()
         if tail == _DONE.rstrip(b"\n"):
             return _DONE
         if tail or not (is_framed or self._is_done):
-            raise WorkerFailed("The model's worker broke off before its answer was complete. Try again.")
+            raise WorkerFailed(BROKE_OFF)
         return b""

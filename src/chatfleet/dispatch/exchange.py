@@ -10,8 +10,8 @@ import msgspec
 
 from chatfleet.core.errors import ServingError, WorkerFailed
 from chatfleet.core.fleet import LOAD_HEADER, read_load
-from chatfleet.dispatch.connection import BROKE_OFF, Headers, WorkerConnection
-from chatfleet.dispatch.events import EventSplitter
+from chatfleet.dispatch.connection import Headers, WorkerConnection
+from chatfleet.dispatch.events import BROKE_OFF, EventSplitter
 from chatfleet.dispatch.refusals import refusal
 from chatfleet.dispatch.upstream import Upstream
 from chatfleet.dispatch.view import Worker
@@ -74,15 +74,18 @@ class Exchange:
         if connection is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
         else:
-            self._connection = connection
-            connection.send(request, self)
+            self._use(connection)
 
     async def _open(self) -> None:
         try:
-            connection = await self._upstream.pool(self.worker.info.url).connect()
+            self._use(await self._upstream.pool(self.worker.info.url).connect())
         except WorkerFailed as exc:
             self.answer_failed(exc)
-            return
+        except Exception as exc:
+            logger.exception("sending a request to the worker %s failed", self.worker.info.worker_id)
+            self._fail(str(exc) or type(exc).__name__)
+
+    def _use(self, connection: WorkerConnection) -> None:
         self._connection = connection
         if self._is_paused:
             connection.pause()
@@ -91,12 +94,12 @@ class Exchange:
     def pause(self) -> None:
         """Let the worker wait."""
         self._is_paused = True
-        if self._connection is not None:
+        if self._is_open and self._connection is not None:  # else it may be another's by now
             self._connection.pause()
 
     def resume(self) -> None:
         self._is_paused = False
-        if self._connection is not None:
+        if self._is_open and self._connection is not None:
             self._connection.resume()
 
     def abandon(self) -> None:

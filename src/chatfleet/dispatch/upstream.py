@@ -48,15 +48,15 @@ class Pool:
                     lambda: WorkerConnection(self),
                     self._host,
                     self._port,
-                    ssl=self._upstream.tls() if self._is_tls else None,
+                    ssl=self._upstream.tls if self._is_tls else None,
                 )
+                _watch_for_silence(transport.get_extra_info("socket"))
         except (OSError, UnicodeError) as exc:  # TimeoutError and SSLError are OSErrors
             raise _unreachable() from exc
         finally:
             self._connecting -= 1
         if not connection.is_usable:
             raise _unreachable()
-        _watch_for_silence(transport.get_extra_info("socket"))
         return connection
 
     def made(self, connection: WorkerConnection) -> None:
@@ -84,11 +84,12 @@ class Pool:
 
 
 class Upstream:
-    """A pool of connections for every worker. `connections` is how many there are, in use or not."""
+    """A pool of connections for every worker. `connections` is how many there are, in use or not; `tls` is how the
+    certificates of those with https are checked."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext) -> None:
         self._pools: dict[str, Pool] = {}
-        self._tls: ssl.SSLContext | None = None
+        self.tls = tls
         self.connections = 0
 
     def pool(self, url: str) -> Pool:
@@ -97,12 +98,6 @@ class Upstream:
         if pool is None:
             pool = self._pools[url] = Pool(self, url)
         return pool
-
-    def tls(self) -> ssl.SSLContext:
-        """How certificates of workers are checked: against what this machine trusts."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
 
     def close_idle(self, unused_s: float = POOL_IDLE_S) -> None:
         """Close what has not been used for `unused_s`, and let go of the pools of workers that have gone."""
@@ -119,6 +114,7 @@ def _unreachable() -> WorkerUnreachable:
 def _watch_for_silence(connected: socket.socket) -> None:
     """Notice a host that has gone without a word, in about 30 s."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    times = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 30_000))
+    for name, value in times:
         if hasattr(socket, name):  # macOS calls some of them otherwise
             connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

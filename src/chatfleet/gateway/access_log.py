@@ -26,8 +26,13 @@ class AccessLines:
         return host
 
     def write(self, client: str, method: str, path: str, status: int, duration_s: float, request_id: str) -> None:
-        plain = ascii(path.partition("?")[0])[1:-1][:256]  # one line, whatever was sent
-        logger.info("%s %s %s %d %.3fs %s", client, method, plain, status, duration_s, request_id)
+        where = _plain(path.partition("?")[0], 256)
+        logger.info("%s %s %s %d %.3fs %s", _plain(client, 64), method, where, status, duration_s, request_id)
+
+
+def _plain(text: str, max_chars: int) -> str:
+    """On one line, whatever was sent."""
+    return ascii(text)[1:-1][:max_chars]
 
 
 class AccessLog:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import random
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -70,7 +71,7 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
     names = ModelNames(view, settings.alias_map(), settings.default_model)
     rng = random.Random()
     policies = Policies(settings.default_policy(), settings.policy_map(), rng)
-    upstream = Upstream()
+    upstream = Upstream(await asyncio.to_thread(ssl.create_default_context))
     metrics = GatewayMetrics(
         [endpoint.path for endpoint in ENDPOINTS],
         upstream_connections=lambda: upstream.connections,
@@ -103,6 +104,7 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
         if (known := view.worker_ids()) != workers:
             workers = known
             policies.retain(known)
+            plane.forget()
         served = tuple(names.served())
         if served != announced:
             announced = served

@@ -11,6 +11,7 @@ from pydantic import Field
 from chatfleet.core.errors import InvalidRequest
 from chatfleet.core.fleet import WorkerInfo
 from chatfleet.dispatch.policies import Affinity, Policy
+from chatfleet.dispatch.prefix_tree import MAX_KEY_BYTES
 from chatfleet.http.body import check_depth, validate_body
 from chatfleet.http.openapi import REQUEST_MODELS
 from chatfleet.protocol.common import MAX_MODEL_CHARS, RequestModel
@@ -57,7 +58,7 @@ class _AffinityFields(msgspec.Struct):
     messages: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
-    user: str | None = None
+    user: msgspec.Raw = _NOTHING
 
 
 class _WordedRoutingFields(RequestModel):
@@ -101,7 +102,7 @@ def _check_repeated(body: bytes) -> None:
         nonlocal pairs
         pairs = found  # the outermost object is the last to be complete
 
-    json.loads(body, object_pairs_hook=remember)
+    json.loads(body, object_pairs_hook=remember, parse_int=str, parse_float=str)
     counts = Counter(name for name, _ in pairs if name in _ROUTING_NAMES)
     for name, count in counts.items():
         if count > 1:
@@ -116,9 +117,13 @@ def read_affinity(body: bytes, policy: Policy, session: bytes | None) -> Affinit
         fields = msgspec.json.decode(body, type=_AffinityFields)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _NO_AFFINITY  # the worker says what is wrong
-    whose = fields.user if session is None else session.decode("latin-1")
     prefix = next((part for part in (fields.messages, fields.prompt, fields.input) if part), b"")
-    return Affinity(bytes(prefix) if policy.uses_prefix else b"", (whose or "") if policy.uses_session else "")
+    if not policy.uses_session:
+        return Affinity(prefix=bytes(memoryview(prefix)[:MAX_KEY_BYTES]))
+    user = bytes(fields.user)
+    if session is not None or user == b"null":
+        user = session or b""
+    return Affinity(session=user.decode("latin-1"))
 
 
 @lru_cache(maxsize=1024)

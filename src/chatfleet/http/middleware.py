@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -18,6 +19,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 _random = random.Random()
 _MAX_IGNORED_CHARS = 1024
+_MAX_IGNORED = 256
 
 
 class RequestIds:
@@ -99,5 +101,5 @@ def new_request_id() -> bytes:
 
 def ignored_value(names: Iterable[str]) -> str:
     """Names as one header value: printable ASCII without commas of their own, bounded."""
-    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_IGNORED_CHARS]) for name in names)
+    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_IGNORED_CHARS]) for name in islice(names, _MAX_IGNORED))
     return ", ".join(safe)[:_MAX_IGNORED_CHARS]

@@ -200,7 +200,7 @@ class HttpProtocol(HttpToolsProtocol):
     def begin_turn(self, turn: Turn) -> None:
         """A request has come, though perhaps not all of it."""
         self.cycle = turn  # type: ignore[assignment]
-        if self._active is None and not self.pipeline:
+        if self._active is None and not self.pipeline and not self.flow.write_paused:
             self._activate(turn)
         else:
             self._queue(turn)
@@ -210,9 +210,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle = self._active = turn  # type: ignore[assignment]
 
     def is_between_requests(self) -> bool:
-        """Whether what comes now is the beginning of a request, and none is being answered."""
+        """Whether what comes now is the beginning of a request, which can be answered at once."""
         return not (
-            self._active or self._head_bytes is not None or self._incomplete or self.pipeline or self._is_refused
+            self._active
+            or self._head_bytes is not None
+            or self._incomplete
+            or self.pipeline
+            or self._is_refused
+            or self.flow.write_paused
         )
 
     def make_turn(self, version: str) -> Turn | None:

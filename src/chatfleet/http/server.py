@@ -16,6 +16,8 @@ from starlette.types import ASGIApp
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.http.protocol import HttpProtocol
 
+logger = logging.getLogger(__name__)
+
 GRACEFUL_SHUTDOWN_S: Final = 10
 BACKLOG: Final = 4096
 TICK_S: Final = 1.0
@@ -47,7 +49,11 @@ class Server(uvicorn.Server):
             await asyncio.sleep(self._tick_s)
             now = time.monotonic()
             for connection in self._connections():
-                connection.tick(now)
+                try:
+                    connection.tick(now)
+                except Exception:
+                    logger.exception("a connection is cut, since looking after it failed")
+                    connection.transport.abort()
 
     def _connections(self) -> list[HttpProtocol]:
         return cast(list[HttpProtocol], list(self.server_state.connections))

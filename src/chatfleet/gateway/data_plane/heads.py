@@ -1,6 +1,6 @@
 """The heads that the data plane reads and writes."""
 
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -113,8 +113,7 @@ def worker_head(worker: WorkerInfo, path: str, token: str | None) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 
-@lru_cache(maxsize=256)
-def ignored_header(names: tuple[str, ...]) -> bytes:
+def ignored_header(names: Iterable[str]) -> bytes:
     """The header line that names the request's fields which nobody heeded."""
     return b"x-chatfleet-ignored: %b\r\n" % ignored_value(names).encode("latin-1", "replace")
 

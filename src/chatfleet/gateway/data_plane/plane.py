@@ -57,11 +57,16 @@ class DataPlane:
             return route
         model = self.names.resolve(requested)
         route = Route(model, self.policies.of(model), self.metrics.of(model, endpoint.path))
-        if requested is not None:  # what that stands for may change
+        if requested:  # else what is meant may change
             if len(self._routes) >= _MAX_KEPT:
                 self._routes.clear()
             self._routes[requested, endpoint.path] = route
         return route
+
+    def forget(self) -> None:
+        """Keep nothing of workers and models that may have gone. To be called when the fleet has changed."""
+        self._routes.clear()
+        self._heads.clear()
 
     def worker_head(self, worker: Worker, path: str) -> bytes:
         """What every request to a path of a worker begins with."""

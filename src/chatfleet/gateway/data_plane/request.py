@@ -26,14 +26,11 @@ from chatfleet.http.answers import CONNECTION_CLOSE, date_line, error_answer
 from chatfleet.http.body import MAX_BODY_BYTES, OFF_LOOP_BYTES, too_large
 from chatfleet.http.errors import as_serving_error, error_json
 from chatfleet.http.middleware import new_request_id
-from chatfleet.http.protocol import HttpProtocol, Turn
+from chatfleet.http.protocol import STALLED_S, HttpProtocol, Turn
 from chatfleet.http.streaming import sse
 from chatfleet.observability.requests import CLIENT_GONE
 
 MAX_HOPS: Final = 8
-STALLED_CLIENT_S: Final = 300.0
-"""How long a client may leave its answer unread."""
-
 _JOINED_BYTES: Final = 64 * 1024
 """Bodies of less are copied behind their head: that costs less than to write two pieces."""
 
@@ -51,7 +48,7 @@ class RelayedRequest(Turn):
     """
 
     _body = b""
-    _pieces: list[bytes] | None = None
+    _pieces: bytearray | None = None  # a body that came in several: chunks may be of a byte
     _size = 0
     _is_front = False
     _is_body_complete = False
@@ -89,17 +86,17 @@ class RelayedRequest(Turn):
             self._write(CONTINUE)
 
     def take(self, data: bytes) -> None:
-        if self._refusal is not None or self.response_complete:
-            return
         self._size += len(data)
         if self._size > MAX_BODY_BYTES:
             raise too_large()
+        if self._refusal is not None or self.response_complete:
+            return
         if not self._body:
             self._body = data
         elif self._pieces is None:
-            self._pieces = [self._body, data]
+            self._pieces = bytearray(self._body + data)
         else:
-            self._pieces.append(data)
+            self._pieces += data
 
     def begin_whole(self, body: bytes) -> None:
         """It is this one's turn, and its body is complete: `start`, `take` and `complete` in one."""
@@ -110,7 +107,7 @@ class RelayedRequest(Turn):
     def complete(self) -> None:
         self._is_body_complete = True
         if self._pieces is not None:
-            self._body = b"".join(self._pieces)
+            self._body = bytes(self._pieces)
             self._pieces = None
         if self._is_front:
             if not self.response_complete:
@@ -178,15 +175,31 @@ class RelayedRequest(Turn):
 
     def _ask(self, workers: Sequence[Worker]) -> None:
         """Raises ServingError."""
-        plane, route, head = self._plane, self._route, self._head
+        route, head = self._route, self._head
         assert route is not None
-        worker = route.policy.choose(workers, self._affinity, time.monotonic())
-        body, self._ignored = build_parameters(self._body, worker.info, self._routing.model, route.model)
         if head.hops >= MAX_HOPS:
             raise LoopDetected(
                 f"The request has come through {head.hops} gateways. One of them is probably registered as a server of "
                 "its own fleet: see `chatfleet status`."
             )
+        worker = route.policy.choose(workers, self._affinity, time.monotonic())
+        if len(self._body) > OFF_LOOP_BYTES:
+            self._reading = self._protocol.loop.create_task(self._ask_large(worker, route))
+        else:
+            self._send(worker, *build_parameters(self._body, worker.info, self._routing.model, route.model))
+
+    async def _ask_large(self, worker: Worker, route: Route) -> None:
+        try:
+            parameters = await asyncio.to_thread(
+                build_parameters, self._body, worker.info, self._routing.model, route.model
+            )
+            self._send(worker, *parameters)
+        except Exception as exc:
+            self.failed(as_serving_error(exc))
+
+    def _send(self, worker: Worker, body: bytes, ignored: Sequence[str]) -> None:
+        plane, head = self._plane, self._head
+        self._ignored = ignored
         start = plane.worker_head(worker, head.endpoint.path)
         request = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             start,
@@ -197,11 +210,18 @@ class RelayedRequest(Turn):
         self._exchange = exchange = Exchange(plane.upstream, worker, self)
         if self._paused_since is not None:
             exchange.pause()
-        exchange.send((request + body,) if len(body) < _JOINED_BYTES else (request, body))
+        try:
+            exchange.send((request + body,) if len(body) < _JOINED_BYTES else (request, body))
+        except BaseException:
+            exchange.abandon()
+            raise
 
     # Back to the client
 
     def events(self, data: bytes) -> None:
+        if data.startswith(b":") and b"\ndata:" not in data:
+            self._send_comment(data)
+            return
         now = time.monotonic()
         assert self._route is not None
         if self._delivered is None:
@@ -213,7 +233,13 @@ class RelayedRequest(Turn):
             self._route.numbers.gap.observe(now - self._last)
         self._last = self._quiet_since = now
         self._delivered.add(data)
-        self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._head.understands_chunks else data)
+        self._send_events(data)
+
+    def _send_comment(self, comment: bytes) -> None:
+        if not self._head_is_sent:
+            self._send_stream_head()
+        self._quiet_since = time.monotonic()
+        self._send_events(comment)
 
     def ended(self) -> None:
         if not self._head_is_sent:
@@ -256,7 +282,7 @@ class RelayedRequest(Turn):
     def tick(self, now: float) -> None:
         """Comments into a stream that is silent: a long prompt, or a worker that thinks."""
         if self._paused_since is not None:
-            if now - self._paused_since > STALLED_CLIENT_S:
+            if now - self._paused_since > STALLED_S:
                 self._protocol.transport.abort()
         elif (
             self._exchange is not None
@@ -264,12 +290,7 @@ class RelayedRequest(Turn):
             and self._routing.stream
             and now - max(self._started, self._quiet_since) >= self._plane.keep_alive_s
         ):
-            self._quiet_since = now
-            if not self._head_is_sent:
-                self._send_stream_head()
-            self._write(
-                b"%x\r\n%b\r\n" % (len(KEEP_ALIVE), KEEP_ALIVE) if self._head.understands_chunks else KEEP_ALIVE
-            )
+            self._send_comment(KEEP_ALIVE)
 
     def pause(self) -> None:
         self._paused_since = time.monotonic()
@@ -285,8 +306,7 @@ class RelayedRequest(Turn):
         ignored = b""
         of_worker = "" if self._exchange is None else self._exchange.ignored
         if self._ignored or of_worker:
-            names = [*self._ignored, *(name.strip() for name in of_worker.split(",") if name.strip())]
-            ignored = ignored_header(tuple(names))
+            ignored = ignored_header([*self._ignored, *(name.strip() for name in of_worker.split(",") if name.strip())])
         return b"x-request-id: %b\r\n%b%b%b%b" % (
             self._request_id,
             date_line(self._protocol.server_state),
@@ -308,13 +328,17 @@ class RelayedRequest(Turn):
 
     def _break_off(self, error: ServingError, *, close: bool = False) -> None:
         """One error event, and the end of a stream that cannot go on."""
-        event = sse(error_json(error))
-        self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event) if self._head.understands_chunks else event)
+        self._send_events(sse(error_json(error)))
+        if self._head.understands_chunks:
+            self._write(b"0\r\n\r\n")
         if close:
             self.keep_alive = False
         if self._route is not None:
             self._route.numbers.streams_broken += 1
         self._end(200)
+
+    def _send_events(self, data: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._head.understands_chunks else data)
 
     def _write(self, data: bytes) -> None:
         if not self._protocol.transport.is_closing():
