@@ -13,7 +13,7 @@ from chatfleet.core.fleet import FleetSnapshot, ModelInfo, WorkerInfo
 from chatfleet.dispatch.connection import WorkerConnection
 from chatfleet.dispatch.policies import Policies
 from chatfleet.dispatch.upstream import Upstream
-from chatfleet.dispatch.view import FleetView, Worker
+from chatfleet.dispatch.view import FleetView
 from chatfleet.gateway.cors import Cors
 from chatfleet.gateway.data_plane.plane import DataPlane
 from chatfleet.gateway.data_plane.protocol import GatewayProtocol
@@ -109,12 +109,12 @@ class FakeGateway:
         info = WorkerInfo(worker_id="one", url=WORKER_URL, models=(ModelInfo(id="one"),))
         snapshot = FleetSnapshot(controller_id="c", epoch=1, version=0, expiry_s=1e6, workers=(info,))
         view.apply("c", snapshot, 0.0)
-        upstream, rng = Upstream(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)), random.Random(0)
+        upstream = Upstream(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         self.metrics = GatewayMetrics([e.path for e in ENDPOINTS], upstream_connections=lambda: 0, workers=lambda: {})
         plane = DataPlane(
             names=ModelNames(view, {}, None),
             view=view,
-            policies=Policies(settings.default_policy(), {}, rng),
+            policies=Policies(settings.default_policy(), {}, random.Random(0)),
             upstream=upstream,
             metrics=self.metrics,
             cors=Cors(self._answer, settings),
@@ -124,7 +124,6 @@ class FakeGateway:
             keep_alive_s=15.0,
             recovery_buffer_bytes=1024,
             access_lines=None,
-            rng=rng,
         )
         config = uvicorn.Config(self._answer, lifespan="off", log_config=None, access_log=False)
         config.load()
@@ -159,7 +158,3 @@ class FakeGateway:
         """No request holds anything."""
         assert self._worker.in_flight == 0
         assert [numbers.in_flight for numbers in self.metrics.all() if numbers.in_flight] == []
-
-    @property
-    def chosen(self) -> Worker:
-        return self._worker
