@@ -137,10 +137,10 @@ def test_a_stream_that_breaks_counts_as_broken_under_the_status_that_it_began_wi
             (engine,) = psutil.Process(worker.pid).children()
             engine.kill()
             assert "error" in "".join(lines)
+        until(lambda: requests(scrape(http), CHAT, 200) == 1, "the request is over")
         scraped = scrape(http)
         assert scraped.value("chatfleet:streams_broken_total", model_name=MODEL) == 1
         assert scraped.value("vllm:request_success_total", **ENGINE, finished_reason="error") == 1
-        assert requests(scraped, CHAT, 200) == 1
 
 
 def test_metrics_of_workers_and_controllers_are_for_those_with_the_token() -> None:

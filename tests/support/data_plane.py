@@ -125,7 +125,7 @@ class FakeGateway:
             recovery_buffer_bytes=1024,
             access_lines=None,
         )
-        config = uvicorn.Config(self._answer, lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, access_log=False)
         config.load()
         self.worker = FakeWorker(upstream, 4)
         self.cold = asyncio.Event()

@@ -202,7 +202,7 @@ def test_what_is_no_answer_fails_at_once_and_ends_the_connection(data: bytes) ->
 def test_a_body_without_framing_ends_with_its_connection(exc: Exception | None) -> None:
     worker = Worker()
     answer = worker.ask()
-    worker.give(*split_at(UNFRAMED, 60))
+    worker.give(*split_at(UNFRAMED, len(UNFRAMED) - 3))
     assert answer.outcomes == [] and answer.body == b"hello"
     worker.lose(exc)
     assert answer.outcomes == (["failed"] if exc else ["ended with the connection"])

@@ -236,6 +236,7 @@ class WorkerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._is_head_complete:  # a 1xx: the answer is still to come
             self._headers = {}
+            self._first = b""
             self._is_framed = False
             return
         self._is_complete = True

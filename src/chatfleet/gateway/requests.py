@@ -120,10 +120,10 @@ def read_affinity(body: bytes, policy: Policy, session: bytes | None) -> Affinit
     prefix = next((part for part in (fields.messages, fields.prompt, fields.input) if part), b"")
     if not policy.uses_session:
         return Affinity(prefix=bytes(memoryview(prefix)[:MAX_KEY_BYTES]))
+    if session is not None:
+        return Affinity(session=session.decode("latin-1"))
     user = bytes(fields.user)
-    if session is not None or user == b"null":
-        user = session or b""
-    return Affinity(session=user.decode("latin-1"))
+    return Affinity(session=msgspec.json.decode(user, type=str) if user.startswith(b'"') else "")
 
 
 @lru_cache(maxsize=1024)
