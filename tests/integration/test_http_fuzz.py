@@ -1,18 +1,19 @@
 """Bytes that a machine has spoilt, given to both of the gateway's parsers: that of requests and that of answers."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import httptools
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from support.fake_openai import stream_chunk
 from support.raw_upstream import CHAT, Call, RawFleet, ask, event_stream, hot, raw_fleet, whole
-from support.wire import RawConnection, RawResponse, error_object, head
+from support.wire import PATIENCE_S, RawConnection, RawResponse, error_object, head
 
 FUZZ = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -102,11 +103,16 @@ def fuzzed() -> Iterator[RawFleet]:
 def conversation(fleet: RawFleet, pieces: list[bytes]) -> list[RawResponse]:
     """What is answered to a client that sends these pieces and then says that it has sent all."""
     with RawConnection(fleet.gateway.url, timeout_s=20) as connection:
-        for piece in pieces:
-            connection.send(piece)
-            if len(pieces) > 1:
-                time.sleep(0.001)  # else they would arrive as one
-        return connection.end_sending().read_responses()
+        try:
+            for piece in pieces:
+                connection.send(piece)
+                if len(pieces) > 1:
+                    time.sleep(0.001)  # else they would arrive as one
+            return connection.end_sending().read_responses()
+        except OSError as exc:
+            if isinstance(exc, TimeoutError) or b"connection: close" not in b"".join(pieces):
+                raise
+            reject()  # who asks for the end of the connection and sends on may be reset (RFC 9112, 9.6)
 
 
 class _Bodies:
@@ -190,12 +196,17 @@ def test_whatever_a_worker_answers_the_client_gets_http(
     """The start of the status line stays. A worker that does not close takes the next request on its connection."""
     data = answer[:9] + spoilt(answer[9:], changes)
 
+    all_sent = threading.Event()
+
     def reply(call: Call) -> None:
         assert call.body
-        for piece in split(data, cuts):
-            call.send(piece)
-            if cuts:
-                time.sleep(0.001)
+        try:
+            for piece in split(data, cuts):
+                call.send(piece)
+                if cuts:
+                    time.sleep(0.001)
+        finally:
+            all_sent.set()
         if closes:
             call.close()
         else:
@@ -212,6 +223,7 @@ def test_whatever_a_worker_answers_the_client_gets_http(
         elif response.headers["content-type"].startswith("text/event-stream"):
             assert response.body.endswith(b"\n\n") or not response.body, (data, response)
 
+        assert all_sent.wait(PATIENCE_S)  # what is left of it would be the next answer's beginning
         fuzzed.upstream.script = Call.serve
         again = connection.send(hot(ask(), "x-request-id: second")).read_response()
         assert (again.status, again.body) == (200, b'{"id": "second"}'), (data, again)

@@ -157,6 +157,28 @@ async def test_nothing_is_begun_behind_an_answer_that_closes() -> None:
         await connection.lose()
 
 
+@pytest.mark.parametrize("offer", [b"GET /health HTTP/1.1\r\nhost: a\r\nupgrade: a\r\nconnection: upgrade\r\n\r\n"])
+@pytest.mark.parametrize("behind", [hot(b"{"), b"\0\r\n", head("POST", CHAT, "transfer-encoding: gzip")])
+async def test_what_comes_behind_offers_to_upgrade_is_read_as_ever(offer: bytes, behind: bytes) -> None:
+    for count in (1, 2, 200):
+        connection = Connection()
+        connection.send(offer * count + behind)
+        for _ in range(count * 10):
+            await asyncio.sleep(0)
+        assert [answer.status for answer in connection.answers()] == [200] * count + [400]
+        await connection.lose()
+
+
+async def test_a_thousand_tunnels_in_one_read_are_refused_or_answered_each() -> None:
+    connection = Connection()
+    connection.send(b"CONNECT a:1 HTTP/1.1\r\n\r\n" * 1000 + COLD)
+    for _ in range(10_000):
+        await asyncio.sleep(0)
+    answers = connection.answers()
+    assert answers and all(answer.status in (200, 400) for answer in answers)
+    await connection.lose()
+
+
 # --- draining ---
 
 

@@ -90,8 +90,8 @@ class Worker:
 
     @property
     def is_idle(self) -> bool:
-        assert not self.home.idle or not self.transport.is_closing()
-        return self.home.idle == [self.connection]
+        """Whether the next request may go on it."""
+        return self.home.idle == [self.connection] and not self.transport.is_closing()
 
     def lose(self, exc: Exception | None = None) -> None:
         self.transport.close()

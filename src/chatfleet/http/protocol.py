@@ -116,13 +116,19 @@ class HttpProtocol(HttpToolsProtocol):
                 self._feed(data[start : start + _SLICE_BYTES])
 
     def _feed(self, data: bytes) -> None:
+        while rest := self._parse(data):
+            data = rest
+
+    def _parse(self, data: bytes) -> bytes:
+        """What is left behind an offer to upgrade, for a new parser."""
         if self._is_refused or self.transport.is_closing():
             self._throw_away(data)
-            return
+            return b""
+        upgrade_at = -1
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            self._ignore_upgrade(data[exc.args[0] :])
+            upgrade_at = exc.args[0]
         except httptools.HttpParserCallbackError as exc:
             if isinstance(exc.__context__, ServingError):
                 self._refuse(exc.__context__)
@@ -132,6 +138,9 @@ class HttpProtocol(HttpToolsProtocol):
                 raise
         except httptools.HttpParserError:
             self._refuse(_not_http())
+        if upgrade_at >= 0:  # not in the except clause: the parser's own exceptions would lose their context
+            self._ignore_upgrade()
+            return data[upgrade_at:]
         if self._head_bytes is not None:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -140,21 +149,20 @@ class HttpProtocol(HttpToolsProtocol):
             self._idle_bytes += len(data)
             if self._idle_bytes > _MAX_CHUNK_HEAD_BYTES + _SLICE_BYTES:
                 self._refuse(InvalidRequest("The chunks of the request body have too much between them."))
+        return b""
 
     def _throw_away(self, data: bytes) -> None:
         self._unread_bytes += len(data)
         if self._unread_bytes > _MAX_UNREAD_BYTES:
             self.transport.abort()
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
+    def _ignore_upgrade(self) -> None:
         """Read on with a parser that was told how the body is framed, and of no upgrade."""
         framing = [b"%b: %b\r\n" % header for header in self.headers if header[0] in _FRAMING]
         self.parser = httptools.HttpRequestParser(self)
         self._is_replaying = True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
         self._is_replaying = False
-        if rest:
-            self.data_received(rest)
 
     def on_message_begin(self) -> None:
         if self._is_replaying:
