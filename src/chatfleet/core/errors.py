@@ -22,17 +22,22 @@ class ServingError(ChatFleetError):
 
     `status` is the HTTP status, `type` and `code` are OpenAI's, `param` names the request field at
     fault (dotted and indexed, such as `messages[0].content`), `headers` go out with the response.
+    `should_retry`, where it is not None, goes out as x-should-retry, which OpenAI's clients obey: without it they send
+    408, 409, 429 and all of 5xx again.
     """
 
     status: int = 500
     type: str = "server_error"
     code: str | None = None
+    should_retry: bool | None = None
 
     def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
+        if self.should_retry is not None:
+            self.headers.setdefault("x-should-retry", str(self.should_retry).lower())
 
 
 class InvalidRequest(ServingError):
@@ -148,9 +153,34 @@ class Misdirected(ServingError):
 
 
 class QueueFull(ServingError):
-    """Too many requests wait already (429)."""
+    """Too many requests wait already (429). `retry_after_ms` is when there may be room."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
+    should_retry = True
+
+    def __init__(self, message: str, *, retry_after_ms: int = 1000) -> None:
+        seconds = -(-retry_after_ms // 1000)
+        super().__init__(message, headers={"retry-after-ms": str(retry_after_ms), "retry-after": str(seconds)})
+
+
+class TooManyRequests(QueueFull):
+    """A gateway has as many requests on their way as it takes (429)."""
+
+    code = "too_many_requests"
+
+
+class IdempotencyKeyReused(ServingError):
+    """The key was used for another body (422)."""
+
+    status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
+    should_retry = False
+
+
+class IdempotentAnswerGone(ServingError):
+    """The answer to the first request with this key is not kept any more (409)."""
+
+    status, type, code = 409, "invalid_request_error", "idempotent_answer_gone"
+    should_retry = False
 
 
 class InternalError(ServingError):
@@ -163,6 +193,12 @@ class EngineError(ServingError):
     """The engine failed this request (500)."""
 
     code = "engine_error"
+
+
+class EngineCrashed(EngineError):
+    """The engine process died or was stuck with this request in it (500)."""
+
+    code = "engine_crashed"
 
 
 class EngineUnavailable(ServingError):
@@ -190,10 +226,48 @@ class WorkerUnreachable(WorkerFailed):
     """No connection to a worker could be made: it has seen nothing of the request (502)."""
 
 
+class ConnectTimeout(WorkerUnreachable):
+    """No connection to a worker came about in time (504)."""
+
+    status, code = 504, "connect_timeout"
+
+
+class WorkerBrokeOff(WorkerFailed):
+    """A worker ended its connection before its answer: it may have died, and of this request (502)."""
+
+
+class WorkerCrashed(WorkerFailed):
+    """Workers died with this request in them, once too often: it is given to no other (500)."""
+
+    status, code = 500, "worker_crashed"
+    should_retry = False
+
+
+class FirstEventTimeout(WorkerFailed):
+    """The answer did not begin in time (504)."""
+
+    status, code = 504, "first_event_timeout"
+    should_retry = False
+
+
+class StreamStalled(WorkerFailed):
+    """A stream fell silent for too long (504)."""
+
+    status, code = 504, "stream_stalled"
+
+
+class TotalTimeout(ServingError):
+    """The request took longer than any may (504)."""
+
+    status, type, code = 504, "server_error", "total_timeout"
+    should_retry = False
+
+
 class LoopDetected(ServingError):
     """The request has come through too many gateways: one is probably a worker of its own (508)."""
 
     status, type, code = 508, "server_error", "loop_detected"
+    should_retry = False
 
 
 class WorkerRefused(ServingError):

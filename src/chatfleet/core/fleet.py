@@ -29,6 +29,18 @@ LOAD_HEADER: Final = "x-chatfleet-load"
 """Of every inference answer of a worker: its load as `WorkerLoad.to_header` writes it. The request that is answered
 counts as running, since to its gateway it still is."""
 
+RECOVERY_HEADER: Final = "x-chatfleet-recovery"
+"""What a gateway asks of a worker of ours for the case that the worker dies: RECOVERY_IDS for the ids of the tokens
+within a stream (docs/reliability.md has their form), RECOVERY_RESUME for that and for a stream to go on where another
+worker's has ended."""
+
+RECOVERY_IDS: Final = "ids"
+RECOVERY_RESUME: Final = "resume"
+
+PRIORITY_HEADER: Final = "x-chatfleet-priority"
+"""What a gateway says of a request's place in a worker's queue: an integer, of which lower ones come first, as in
+vLLM; 0 where there is none."""
+
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]{1,4096}")
 _LOAD_VALUE = re.compile(rb"([0-9]{1,6}),([0-9]{1,6})")
 

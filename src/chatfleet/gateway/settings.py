@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
 _FLEET = "Fleet"
+_RELIABILITY = "When things fail"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 
 
@@ -58,10 +59,32 @@ class EndpointSettings(Settings):
     body_timeout: float = setting(
         60.0, "Seconds that a request's body may take after its head.", _NETWORK, gt=0, le=3600
     )
+    connect_timeout: float = setting(
+        5.0, "Seconds until a connection to a worker must be there.", _RELIABILITY, gt=0, le=3600
+    )
+    first_event_timeout: float = setting(
+        300.0, "Seconds until the first event of a stream must come from a worker.", _RELIABILITY, gt=0, le=86400
+    )
+    stall_timeout: float = setting(
+        60.0, "Seconds of silence after which a stream is taken from its worker.", _RELIABILITY, gt=0, le=86400
+    )
+    total_timeout: float = setting(3600.0, "Seconds that a request may take.", _RELIABILITY, gt=0, le=604800)
+    retry_timeout: float = setting(
+        10.0, "Seconds for which a worker is looked for when one fails or none is there.", _RELIABILITY, ge=0, le=3600
+    )
+    max_replays: int = setting(
+        1, "How often a request is sent again after a worker died with it.", _RELIABILITY, ge=0, le=100
+    )
+    max_requests: int = setting(
+        4096, "Requests on their way at once, per process; past it 429.", _RELIABILITY, ge=1, le=10**6
+    )
+    drain_timeout: float = setting(
+        30.0, "Seconds that requests get to finish in when the gateway is told to stop.", _RELIABILITY, ge=0, le=86400
+    )
     recovery_buffer_kb: int = setting(
         256,
-        "Kilobytes kept of each stream, for another worker to go on from (none does yet).",
-        _NETWORK,
+        "Kilobytes kept of each stream, for another worker to go on from; past it none can.",
+        _RELIABILITY,
         ge=0,
         le=1024**2,
     )
