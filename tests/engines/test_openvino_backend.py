@@ -35,10 +35,13 @@ class Driver:
         self.deltas: dict[int, list[TokenDelta]] = {}
         self._ids = count(1)
 
-    def add(self, prompt: list[int], **sampling: Any) -> int:
+    def add(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> int:
         request_id = next(self._ids)
         params = SamplingParams(**{"max_tokens": 8, "temperature": 0.0} | sampling)
-        self.backend.add(GenerateRequest(request_id=request_id, prompt_token_ids=prompt, sampling=params))
+        request = GenerateRequest(
+            request_id=request_id, prompt_token_ids=prompt, sampling=params, output_token_ids=begun or []
+        )
+        self.backend.add(request)
         self.deltas[request_id] = []
         return request_id
 
@@ -63,8 +66,8 @@ class Driver:
         last = self.deltas[request_id][-1]
         return last.fault.message if last.fault else str(last.finish_reason)
 
-    def generate(self, prompt: list[int], **sampling: Any) -> list[int]:
-        request_id = self.add(prompt, **sampling)
+    def generate(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> list[int]:
+        request_id = self.add(prompt, begun, **sampling)
         self.finish()
         return self.tokens(request_id)
 
@@ -403,6 +406,69 @@ class TestDeterminism:
     def test_exact_token_ids_continue_an_answer(self, exact: Driver) -> None:
         whole = exact.generate(PROMPT, max_tokens=40)
         assert exact.generate(PROMPT + whole[:17], max_tokens=23) == whole[17:]
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {},
+            {"frequency_penalty": 1.5, "presence_penalty": 0.5},
+            {"presence_penalty": -1.0},
+            {"seed": 7, "temperature": 2.0},
+            {"seed": 7, "temperature": 1.5, "top_p": 0.9, "top_k": 40, "frequency_penalty": 0.7},
+        ],
+    )
+    @pytest.mark.parametrize("neighbours", [0, 7])
+    def test_an_answer_that_another_engine_has_begun_goes_on_as_it_would_have_there(
+        self, exact: Driver, sampling: dict[str, Any], neighbours: int
+    ) -> None:
+        whole = exact.add(PROMPT, max_tokens=40, logprobs=0, **sampling)
+        exact.finish()
+        entries = [entry for delta in exact.deltas[whole] for entry in delta.logprobs or []]
+        for cut in (1, 17, 39):
+            begun = exact.tokens(whole)[:cut]
+            rest = exact.add(PROMPT, begun, max_tokens=40, logprobs=0, **sampling)
+            for prompt in prompts(neighbours, 33):
+                exact.add(prompt, max_tokens=40)
+            exact.finish()
+            assert exact.tokens(rest) == exact.tokens(whole)[cut:]
+            got = [entry.logprob for delta in exact.deltas[rest] for entry in delta.logprobs or []]
+            assert got == pytest.approx([entry.logprob for entry in entries[cut:]], abs=1e-4)
+            assert exact.end(rest) == "length"
+
+    def test_what_is_generated_again_and_differs_is_a_fault(self, exact: Driver) -> None:
+        sampling = {"seed": 7, "temperature": 2.0, "max_tokens": 20}
+        whole = exact.generate(PROMPT, **sampling)
+        neighbour = exact.add(PROMPT, max_tokens=20)
+        other = exact.add(PROMPT, [*whole[:4], (whole[4] + 1) % 500, *whole[5:9]], **sampling)
+        exact.finish()
+        assert "other tokens" in exact.end(other) and not exact.tokens(other)
+        assert exact.tokens(neighbour) == exact.generate(PROMPT, max_tokens=20)
+
+    def test_what_is_generated_again_and_ends_too_soon_is_a_fault(self, exact: Driver) -> None:
+        sampling = {"seed": 7, "temperature": 2.0, "max_tokens": 20}
+        whole = exact.generate(PROMPT, **sampling)
+        other = exact.add(PROMPT, whole[:9], **sampling, stop_token_ids=(whole[4],))
+        exact.finish()
+        assert "other tokens" in exact.end(other) and not exact.tokens(other)
+
+    def test_otherwise_a_begun_answer_with_a_seed_goes_on_with_other_random_numbers(self, flat: Driver) -> None:
+        whole = flat.generate(PROMPT, seed=7, temperature=1.0, max_tokens=40)
+        rests = [flat.generate(PROMPT, whole[:20], seed=7, temperature=1.0, max_tokens=40) for _ in range(2)]
+        assert rests[0] == rests[1] and len(rests[0]) == 20
+        assert rests[0] != whole[:20]  # the draws of the beginning, once more
+
+    @pytest.mark.parametrize("begun", [[5] * 8, [5] * 9, [-1], [512]])
+    def test_an_answer_that_cannot_go_on_is_refused(self, exact: Driver, begun: list[int]) -> None:
+        with pytest.raises(RequestRefused) as refused:
+            exact.add(PROMPT, begun)
+        assert refused.value.fault.kind == "invalid"
+
+    def test_a_begun_answer_ends_at_its_stop_token_and_after_all_its_tokens(self, exact: Driver) -> None:
+        whole = exact.generate(PROMPT, max_tokens=20)
+        stop = next(token_id for token_id in whole[10:] if token_id not in whole[:10])
+        rest = exact.add(PROMPT, whole[:5], max_tokens=20, stop_token_ids=(stop,))
+        exact.finish()
+        assert exact.tokens(rest) == whole[5 : whole.index(stop) + 1] and exact.end(rest) == "stop"
 
 
 class TestCancellation:

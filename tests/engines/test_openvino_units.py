@@ -29,44 +29,51 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestGenerationSettings:
     def test_temperature_zero_is_greedy(self) -> None:
-        settings = generation_settings(SamplingParams(max_tokens=5, temperature=0.0), max_tokens=5)
+        settings = generation_settings(SamplingParams(max_tokens=5, temperature=0.0))
         assert settings["do_sample"] is False
         assert "temperature" not in settings
 
     def test_sampling_settings_go_through(self) -> None:
         sampling = SamplingParams(max_tokens=5, temperature=0.7, top_p=0.9, top_k=40, min_p=0.1, seed=3)
-        settings = generation_settings(sampling, max_tokens=2)
+        settings = generation_settings(sampling, given=3)
         assert settings["max_new_tokens"] == 2
         assert {name: settings[name] for name in ("temperature", "top_p", "top_k", "min_p", "rng_seed")} == {
             "temperature": 0.7,
             "top_p": 0.9,
             "top_k": 40,
             "min_p": 0.1,
-            "rng_seed": 3,
+            "rng_seed": settings["rng_seed"],
         }
+        assert generation_settings(sampling)["rng_seed"] == 3
+
+    def test_behind_given_tokens_other_random_numbers_are_drawn_and_again_the_same(self) -> None:
+        sampling = SamplingParams(max_tokens=9, seed=3)
+        seeds = [generation_settings(sampling, given=given)["rng_seed"] for given in (0, 1, 2, 1)]
+        assert seeds[0] == 3 and len(set(seeds)) == 3 and seeds[1] == seeds[3]
+        assert all(0 <= seed < 2**32 for seed in seeds)
 
     def test_without_stop_tokens_nothing_stops_it(self) -> None:
-        settings = generation_settings(SamplingParams(max_tokens=5), max_tokens=5)
+        settings = generation_settings(SamplingParams(max_tokens=5))
         assert settings["ignore_eos"] is True
         # Left empty, the pipeline would take the model's own.
         assert settings["eos_token_id"] >= 0 and settings["stop_token_ids"]
 
     def test_stop_tokens_replace_the_models_own(self) -> None:
-        settings = generation_settings(SamplingParams(max_tokens=5, stop_token_ids=(7, 9)), max_tokens=5)
+        settings = generation_settings(SamplingParams(max_tokens=5, stop_token_ids=(7, 9)))
         assert settings["ignore_eos"] is False
         assert settings["eos_token_id"] in settings["stop_token_ids"] == {7, 9}
 
     def test_seeds_are_taken_modulo_2_to_the_32(self) -> None:
-        seeds = [generation_settings(SamplingParams(max_tokens=1, seed=seed), max_tokens=1) for seed in (-1, 2**63)]
+        seeds = [generation_settings(SamplingParams(max_tokens=1, seed=seed)) for seed in (-1, 2**63)]
         assert [settings["rng_seed"] for settings in seeds] == [2**32 - 1, 0]
 
     def test_without_a_seed_each_request_has_its_own(self) -> None:
-        drawn = {generation_settings(SamplingParams(max_tokens=1), max_tokens=1)["rng_seed"] for _ in range(20)}
+        drawn = {generation_settings(SamplingParams(max_tokens=1))["rng_seed"] for _ in range(20)}
         assert len(drawn) == 20
 
     def test_logprobs_of_the_chosen_tokens(self) -> None:
-        assert generation_settings(SamplingParams(max_tokens=1), max_tokens=1)["logprobs"] == 0
-        assert generation_settings(SamplingParams(max_tokens=1, logprobs=0), max_tokens=1)["logprobs"] == 1
+        assert generation_settings(SamplingParams(max_tokens=1))["logprobs"] == 0
+        assert generation_settings(SamplingParams(max_tokens=1, logprobs=0))["logprobs"] == 1
 
     @pytest.mark.parametrize(
         "bad",
@@ -83,7 +90,7 @@ class TestGenerationSettings:
     )
     def test_out_of_range_is_refused_by_name(self, bad: dict[str, Any]) -> None:
         with pytest.raises(RequestRefused) as refused:
-            generation_settings(SamplingParams(**{"max_tokens": 1} | bad), max_tokens=1)
+            generation_settings(SamplingParams(**{"max_tokens": 1} | bad))
         assert refused.value.fault.param == next(iter(bad))
 
     @pytest.mark.parametrize("shifted", [True, False])

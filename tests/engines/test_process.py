@@ -23,6 +23,7 @@ import uvloop
 
 from chatfleet.core.errors import (
     ConfigurationError,
+    EngineCrashed,
     EngineError,
     EngineUnavailable,
     InvalidRequest,
@@ -413,9 +414,9 @@ async def test_a_killed_child_fails_its_requests_and_is_restarted(launch: Launch
     os.kill(pid, signal.SIGKILL)
     message = r"The engine process died \(signal 9\) while this request was running; it is being restarted"
     for stream in streams:
-        with pytest.raises(EngineError, match=message):
+        with pytest.raises(EngineCrashed, match=message):
             await read(stream)
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EngineCrashed, match=message):
         await embedding
     assert not engine.ready
     with pytest.raises(EngineUnavailable, match=r"died|loading") as caught:
@@ -436,7 +437,7 @@ async def test_tokens_that_came_before_the_death_are_read_before_the_error(launc
     delta = await anext(stream)
     assert delta.token_ids == expected_tokens(PROMPT, sampling(4000))[: len(delta.token_ids)]
     assert len(delta.token_ids) >= 3
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineCrashed):
         await anext(stream)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
@@ -444,7 +445,7 @@ async def test_tokens_that_came_before_the_death_are_read_before_the_error(launc
 
 async def test_a_child_that_exits_says_so(launch: Launch) -> None:
     engine = await launch()
-    with pytest.raises(EngineError, match=r"died \(exit status 9\)"):
+    with pytest.raises(EngineCrashed, match=r"died \(exit status 9\)"):
         await read(engine.generate([EXITS], sampling()))
     await ready_again(engine)
 
@@ -459,7 +460,7 @@ async def test_a_stopped_child_is_killed_and_restarted(launch: Launch, busy: boo
     os.kill(pid, signal.SIGSTOP)
     if stream is not None:
         with pytest.raises(
-            EngineError, match=rf"gave no sign of life for {STALL_S} s and was killed while this request"
+            EngineCrashed, match=rf"gave no sign of life for {STALL_S} s and was killed while this request"
         ):
             async with asyncio.timeout(PATIENCE_S):
                 await read(stream)
@@ -471,7 +472,7 @@ async def test_a_stopped_child_is_killed_and_restarted(launch: Launch, busy: boo
 
 async def test_a_child_that_holds_the_gil_for_ever_is_killed(launch: Launch) -> None:
     engine = await launch(stall_timeout_s=STALL_S)
-    with pytest.raises(EngineError, match="no sign of life"):
+    with pytest.raises(EngineCrashed, match="no sign of life"):
         async with asyncio.timeout(PATIENCE_S):
             await read(engine.generate([HOLDS_THE_GIL], sampling()))
     with pytest.raises(EngineUnavailable):
@@ -769,7 +770,7 @@ def test_works_on_both_event_loops(run: Callable[[Coroutine[Any, Any, None]], No
             stream = engine.generate(PROMPT, sampling(4000))
             await anext(stream)
             os.kill(pid_of(engine), number)
-            with pytest.raises(EngineError, match=r"signal 9|no sign of life"):
+            with pytest.raises(EngineCrashed, match=r"signal 9|no sign of life"):
                 async with asyncio.timeout(PATIENCE_S):
                     await read(stream)
             await ready_again(engine)

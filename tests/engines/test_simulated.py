@@ -3,7 +3,7 @@
 import math
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfleet.engines import simulated
+from chatfleet.engines import simulated, simulated_script
 from chatfleet.engines.base import EngineConfig, GenerateRequest, RequestRefused, SamplingParams, TokenDelta
 from chatfleet.engines.simulated import CACHE_BLOCK_TOKENS, END_OF_SEQUENCE, VOCAB_SIZE, SimulatedBackend
 
@@ -36,9 +36,18 @@ def backend(clock: Callable[[], float] = time.monotonic, **config: Any) -> Simul
     return SimulatedBackend(EngineConfig(engine="simulated", **config), clock=clock)
 
 
-def add(engine: SimulatedBackend, request_id: int = 1, prompt: list[int] = PROMPT, **sampling: Any) -> None:
+def add(
+    engine: SimulatedBackend,
+    request_id: int = 1,
+    prompt: list[int] = PROMPT,
+    output_token_ids: Sequence[int] = (),
+    **sampling: Any,
+) -> None:
     params = SamplingParams(**{"max_tokens": 50, **sampling})
-    engine.add(GenerateRequest(request_id=request_id, prompt_token_ids=prompt, sampling=params))
+    request = GenerateRequest(
+        request_id=request_id, prompt_token_ids=prompt, sampling=params, output_token_ids=list(output_token_ids)
+    )
+    engine.add(request)
 
 
 def drain(engine: SimulatedBackend) -> dict[int, list[TokenDelta]]:
@@ -70,8 +79,8 @@ def text(deltas: list[TokenDelta]) -> str:
 def test_the_text_is_words_in_sentences() -> None:
     words = text(answer(max_tokens=2000, stop_token_ids=EOS))
     assert words[0].isupper() and words.endswith(".")
-    assert set(words.lower().replace(".", "").split()) <= set(simulated._WORDS)
-    assert len(words.split()) >= simulated._MIN_WORDS
+    assert set(words.lower().replace(".", "").split()) <= set(simulated_script._WORDS)
+    assert len(words.split()) >= simulated_script._MIN_WORDS
 
 
 def test_the_answer_ends_by_itself_with_the_end_token() -> None:
@@ -116,6 +125,57 @@ def test_a_shorter_answer_is_the_beginning_of_a_longer_one() -> None:
     assert tokens(answer(max_tokens=20)) == tokens(answer(max_tokens=40))[:20]
 
 
+SETTINGS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"max_tokens": st.integers(2, 120), "stop_token_ids": st.sampled_from([(), EOS, (*EOS, ord("e"))])},
+    optional={
+        "seed": st.integers(0, 9),
+        "temperature": st.floats(0, 2),
+        "top_p": st.floats(0.1, 1),
+        "top_k": st.integers(0, 5),
+        "frequency_penalty": st.floats(-2, 2),
+        "presence_penalty": st.floats(-2, 2),
+        "repetition_penalty": st.floats(0.5, 2),
+        "min_tokens": st.integers(0, 130),
+        "logit_bias": st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-100, 100), max_size=4),
+        "logprobs": st.integers(0, 3),
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sampling=SETTINGS, data=st.data())
+def test_an_answer_that_another_engine_has_begun_goes_on_as_it_would_have_there(
+    sampling: dict[str, Any], data: st.DataObject
+) -> None:
+    whole = answer(**sampling)
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    engine = backend()
+    add(engine, 1, output_token_ids=tokens(whole[:cut]), **sampling)
+    rest = drain(engine)[1]
+    assert tokens(rest) == tokens(whole[cut:])
+    assert [delta.logprobs for delta in rest] == [delta.logprobs for delta in whole[cut:]]
+    assert rest[-1].finish_reason == whole[-1].finish_reason
+    assert engine.stats().generated_tokens == len(whole) - cut
+    assert engine.stats().kv_cache_usage == 0
+
+
+def test_an_answer_that_goes_on_may_fail_too_and_only_behind_what_it_has() -> None:
+    engine = backend(sim_failure_rate=1.0)
+    for request_id in range(20):
+        add(engine, request_id, output_token_ids=[97] * 10, max_tokens=30)
+    faults = {deltas[-1].fault is not None for deltas in drain(engine).values()}
+    assert faults == {True}
+
+
+@pytest.mark.parametrize("output_token_ids", [[97] * 50, [97] * 51, [-1], [VOCAB_SIZE]])
+def test_an_answer_that_cannot_go_on_is_refused(output_token_ids: list[int]) -> None:
+    engine = backend()
+    with pytest.raises(RequestRefused) as refused:
+        add(engine, output_token_ids=output_token_ids)
+    assert refused.value.fault.kind == "invalid"
+    assert engine.next_step_s() is None
+
+
 # --- sampling settings ---
 
 
@@ -134,8 +194,8 @@ def test_truncation_removes_what_a_high_temperature_brings(cut: dict[str, Any]) 
     wild = text(answer(seed=1, temperature=3.0, max_tokens=200))
     tame = text(answer(seed=1, temperature=3.0, max_tokens=200, **cut))
     assert wild != tame
-    assert set(tame.lower().replace(".", "").split()[:-1]) <= set(simulated._WORDS)
-    assert not set(wild.lower().replace(".", "").split()[:-1]) <= set(simulated._WORDS)
+    assert set(tame.lower().replace(".", "").split()[:-1]) <= set(simulated_script._WORDS)
+    assert not set(wild.lower().replace(".", "").split()[:-1]) <= set(simulated_script._WORDS)
 
 
 def test_temperature_matters_with_a_seed() -> None:

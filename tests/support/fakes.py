@@ -58,6 +58,7 @@ class FakeEngine(Engine):
         self.script = script
         self.gate = gate
         self.requests: list[tuple[list[int], SamplingParams]] = []
+        self.outputs: list[list[int]] = []
         self.streams: list[FakeStream] = []
 
     async def start(self) -> None:
@@ -71,8 +72,11 @@ class FakeEngine(Engine):
     def capabilities(self) -> Capabilities:
         return capabilities()
 
-    def generate(self, prompt_token_ids: list[int], sampling: SamplingParams) -> TokenStream:
+    def generate(
+        self, prompt_token_ids: list[int], sampling: SamplingParams, output_token_ids: Sequence[int] = ()
+    ) -> TokenStream:
         self.requests.append((prompt_token_ids, sampling))
+        self.outputs.append(list(output_token_ids))
         self.streams.append(FakeStream(self.script, self.gate))
         return self.streams[-1]
 

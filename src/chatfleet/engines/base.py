@@ -42,11 +42,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice to generate. `request_id` is unique within the engine's life."""
+    """One choice to generate. `request_id` is unique within the engine's life.
+
+    `output_token_ids` are the answer's first tokens, which another engine has generated: the answer goes on behind
+    them as if they had been generated here, and deltas have only what is new. `max_tokens` and `min_tokens` are of
+    the whole answer, of which something must be left to generate.
+    """
 
     request_id: int
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    output_token_ids: list[int] = []
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -219,8 +225,11 @@ class Engine(ABC):
         """Known once `start` has returned."""
 
     @abstractmethod
-    def generate(self, prompt_token_ids: list[int], sampling: SamplingParams) -> TokenStream:
-        """Start generating one choice. Raises EngineUnavailable when not ready."""
+    def generate(
+        self, prompt_token_ids: list[int], sampling: SamplingParams, output_token_ids: Sequence[int] = ()
+    ) -> TokenStream:
+        """Start generating one choice, or go on behind `output_token_ids` (see `GenerateRequest`). Raises
+        EngineUnavailable when not ready."""
 
     @abstractmethod
     async def embed(self, prompts: Sequence[list[int]]) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from chatfleet.core.errors import ConfigurationError, EngineError, EngineUnavailable, InvalidRequest
+from chatfleet.core.errors import ConfigurationError, EngineCrashed, EngineUnavailable, InvalidRequest
 from chatfleet.core.subprocesses import restart_delay_s
 from chatfleet.engines.base import Capabilities, Engine, EngineConfig, EngineStats, GenerateRequest, SamplingParams
 from chatfleet.engines.child_process import Child
@@ -132,15 +132,22 @@ class ProcessEngine(Engine):
             raise RuntimeError("the engine has not been started")
         return self._capabilities
 
-    def generate(self, prompt_token_ids: list[int], sampling: SamplingParams) -> ProcessTokenStream:
+    def generate(
+        self, prompt_token_ids: list[int], sampling: SamplingParams, output_token_ids: Sequence[int] = ()
+    ) -> ProcessTokenStream:
         """Start generating one choice.
 
-        Raises EngineUnavailable when not ready. The stream raises EngineError when the child dies or is stuck,
+        Raises EngineUnavailable when not ready. The stream raises EngineCrashed when the child dies or is stuck,
         EngineUnavailable when the engine is closed, and the request's own fault.
         """
         link = self._ready_link()
         request_id = self._take_request_id()
-        request = GenerateRequest(request_id=request_id, prompt_token_ids=prompt_token_ids, sampling=sampling)
+        request = GenerateRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt_token_ids,
+            sampling=sampling,
+            output_token_ids=list(output_token_ids),
+        )
         link.send_encoded(_encoded(Add(request)))
         inbox = link.inboxes[request_id] = Inbox(link, request_id)
         return ProcessTokenStream(inbox)
@@ -333,7 +340,7 @@ class ProcessEngine(Engine):
 
     def _fail(self, link: Link, problem: str) -> None:
         message = f"The engine process {problem} while this request was running; it is being restarted. Try again."
-        link.fail_all(lambda: EngineError(message))
+        link.fail_all(lambda: EngineCrashed(message))
 
     def _start_failure(self, problem: str) -> str:
         message = f"The engine {self._config.engine!r} did not start: its process {problem}"

@@ -5,7 +5,8 @@ sequence), 258 `<|endoftext|>`.
 
 **Text**: every prompt has a script, an endless run of words drawn by a hash of the prompt, and a length in words
 after which it ends. The token at a position, counted from the prompt's end, depends on the prompt, the
-sampling settings and the answer so far, and on nothing else: not on the batch, the clock or the request's id.
+sampling settings and the answer so far, and on nothing else: not on the batch, the clock or the request's id. So an
+answer that another engine has begun goes on exactly as it would have there.
 
 **Distribution**: at each position the scripted byte has logit 10; a-z and the space share logits from 5 down in
 steps of 0.5, in an order that the position's hash turns; end of sequence has -5 (10 where the script ends).
@@ -26,14 +27,12 @@ it saves no time. **Failures**: of all requests, the fraction `sim_failure_rate`
 before the first token, chosen by a hash of prompt and request id, so that a retry may succeed.
 """
 
-import hashlib
 import heapq
 import math
 import struct
 import time
-from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -51,156 +50,24 @@ from chatfleet.engines.base import (
     TokenDelta,
     TokenLogprobs,
 )
+from chatfleet.engines.simulated_script import (
+    END_OF_SEQUENCE,
+    Script,
+    base_logits,
+    fraction,
+    hash_tokens,
+    log_softmax,
+    mix,
+)
 
 VOCAB_SIZE: Final = 259
-END_OF_SEQUENCE: Final = 257
 EMBEDDING_DIM: Final = 64
 DEFAULT_CONTEXT_LENGTH: Final = 4096
 MAX_TOP_LOGPROBS: Final = 20
 KV_BYTES_PER_TOKEN: Final = 64 * 1024
 CACHE_BLOCK_TOKENS: Final = 16
 
-_LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz "
-_WORDS: Final = [
-    "harbor",
-    "lantern",
-    "drift",
-    "copper",
-    "meadow",
-    "signal",
-    "ripple",
-    "anchor",
-    "velvet",
-    "thunder",
-    "maple",
-    "orbit",
-    "pepper",
-    "glacier",
-    "whisper",
-    "cobalt",
-    "tunnel",
-    "feather",
-    "saddle",
-    "ember",
-    "canyon",
-    "bottle",
-    "puzzle",
-    "marble",
-    "sparrow",
-    "timber",
-    "rocket",
-    "willow",
-    "blanket",
-    "compass",
-    "dragon",
-    "ferry",
-    "garden",
-    "hammer",
-    "island",
-    "jacket",
-    "kettle",
-    "ladder",
-    "magnet",
-    "needle",
-    "ocean",
-    "pillow",
-    "quartz",
-    "ribbon",
-    "silver",
-    "teapot",
-    "umbrella",
-    "valley",
-    "window",
-    "yellow",
-    "the",
-    "a",
-    "of",
-    "under",
-    "near",
-    "with",
-    "over",
-    "and",
-    "some",
-    "every",
-]
-_SCRIPTED_LOGIT: Final = 10.0
-_LETTER_LOGIT: Final = 5.0
-_LETTER_STEP: Final = 0.5
-_EOS_LOGIT: Final = -5.0
 _BIASED_LOGIT: Final = -10.0
-_MIN_WORDS: Final = 12
-_MORE_WORDS: Final = 60
-_MASK: Final = 2**64 - 1
-
-
-def _mix(*values: int) -> int:
-    """A 64-bit hash of integers (splitmix64's finaliser, chained)."""
-    state = 0
-    for value in values:
-        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
-
-
-def _fraction(*values: int) -> float:
-    """A hash of integers as a number in [0, 1)."""
-    return (_mix(*values) >> 11) / 2**53
-
-
-def _hash_tokens(token_ids: Iterable[int]) -> int:
-    digest = hashlib.blake2b(array("H", token_ids).tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-class Script:
-    """The endless text of one hash, and how much of it an undisturbed answer has."""
-
-    def __init__(self, key: int) -> None:
-        self._key = key
-        self._text = bytearray()
-        self._words = 0
-        self._word = 0
-        self._sentence_starts = True
-        natural_words = _MIN_WORDS + _mix(key, 1) % _MORE_WORDS
-        while self._words < natural_words:
-            self._write_word(last=self._words == natural_words - 1)
-        self.natural_length = len(self._text) - 1  # without the space after the last full stop
-
-    def token(self, position: int) -> int:
-        """The byte at a position."""
-        while position >= len(self._text):
-            self._write_word(last=False)
-        return self._text[position]
-
-    def _write_word(self, *, last: bool) -> None:
-        draw = _mix(self._key, 2, self._words)
-        self._word = (self._word + 1 + draw % (len(_WORDS) - 1)) % len(_WORDS)  # never the same twice in a row
-        word = _WORDS[self._word]
-        ends = last or (draw >> 32) % 9 == 0
-        self._text += (word.capitalize() if self._sentence_starts else word).encode()
-        self._text += b". " if ends else b" "
-        self._sentence_starts = ends
-        self._words += 1
-
-
-def _logits(scripted: int, key: int, position: int) -> dict[int, float]:
-    """The distribution before any setting: token to logit. Other tokens have no chance."""
-    turn = _mix(key, 3, position)
-    count = len(_LETTERS)
-    logits = {_LETTERS[(turn + 5 * rank) % count]: _LETTER_LOGIT - _LETTER_STEP * rank for rank in range(count)}
-    logits[END_OF_SEQUENCE] = _EOS_LOGIT
-    logits[scripted] = _SCRIPTED_LOGIT
-    return logits
-
-
-def _log_softmax(logits: dict[int, float]) -> list[tuple[int, float]]:
-    """Tokens and their log probabilities, likeliest first, ties by token id."""
-    ranked = sorted(logits.items(), key=lambda item: (-item[1], item[0]))
-    best = ranked[0][1]
-    normaliser = best + math.log(sum(math.exp(logit - best) for _, logit in ranked))
-    return [(token_id, logit - normaliser) for token_id, logit in ranked]
 
 
 class _Answer:
@@ -210,14 +77,14 @@ class _Answer:
         self.request_id = request.request_id
         self.sampling = sampling = request.sampling
         self.prompt_token_ids = request.prompt_token_ids
-        self.generated = 0
+        self.given = self.generated = len(request.output_token_ids)
         self.cached_tokens = 0
         self.due_s = 0.0
         self._seeded = sampling.seed is not None and sampling.temperature > 0
-        self._key = _mix(prompt_hash, sampling.seed or 0, 1) if self._seeded else prompt_hash
+        self._key = mix(prompt_hash, sampling.seed or 0, 1) if self._seeded else prompt_hash
         self._script = Script(self._key)
         self._stops = frozenset(sampling.stop_token_ids)
-        self._counts: dict[int, int] | None = {} if _needs_counts(sampling) else None
+        self._counts = Counter(request.output_token_ids) if _needs_counts(sampling) else None
         self._prompt_set = frozenset(request.prompt_token_ids) if sampling.repetition_penalty != 1 else frozenset()
         self._plain = (
             not self._seeded and self._counts is None and not sampling.logit_bias and sampling.logprobs is None
@@ -229,11 +96,11 @@ class _Answer:
         return len(self.prompt_token_ids) + self.sampling.max_tokens
 
     def _failure_position(self, prompt_hash: int, rate: float) -> int | None:
-        if _fraction(prompt_hash, self.request_id, 4) >= rate:
+        if fraction(prompt_hash, self.request_id, 4) >= rate:
             return None
-        draw = _mix(prompt_hash, self.request_id, 5)
-        usual_length = min(self._script.natural_length, self.sampling.max_tokens)
-        return 0 if draw & 1 or usual_length < 2 else 1 + (draw >> 1) % (usual_length - 1)
+        draw = mix(prompt_hash, self.request_id, 5)
+        usual_length = min(self._script.natural_length, self.sampling.max_tokens) - self.given
+        return self.given + (0 if draw & 1 or usual_length < 2 else 1 + (draw >> 1) % (usual_length - 1))
 
     def advance(self) -> TokenDelta:
         """The next token, with what belongs to the first one."""
@@ -241,7 +108,7 @@ class _Answer:
         if position == self.fails_at:
             fault = Fault(message="Simulated failure: this engine was started with --sim-failure-rate.")
             return TokenDelta(request_id=self.request_id, fault=fault)
-        first = position == 0
+        first = position == self.given
         prompt_logprobs = self._prompt_logprobs() if first and self.sampling.prompt_logprobs else None
         cached_tokens = self.cached_tokens if first else None
         if self.sampling.max_tokens == 0:
@@ -254,7 +121,7 @@ class _Answer:
         token_id, logprobs = self._choose(position)
         self.generated += 1
         if self._counts is not None:
-            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+            self._counts[token_id] += 1
         finish_reason: FinishReason | None = None
         if token_id in self._stops and self.generated > self.sampling.min_tokens:
             finish_reason = "stop"
@@ -279,8 +146,8 @@ class _Answer:
         scripted = END_OF_SEQUENCE if ends else self._script.token(position)
         if self._plain and scripted not in forbidden:
             return scripted, None
-        logits = self._adjusted(_logits(scripted, self._key, position), forbidden)
-        ranked = _log_softmax(logits)
+        logits = self._adjusted(base_logits(scripted, self._key, position), forbidden)
+        ranked = log_softmax(logits)
         token_id = self._draw(ranked, position) if self._seeded else ranked[0][0]
         wanted = self.sampling.logprobs
         if wanted is None:
@@ -297,7 +164,7 @@ class _Answer:
         counts = self._counts
         if counts is not None:
             for token_id, logit in logits.items():
-                count = counts.get(token_id, 0)
+                count = counts[token_id]
                 if count or token_id in self._prompt_set:
                     penalty = sampling.repetition_penalty
                     logit = logit / penalty if logit > 0 else logit * penalty
@@ -321,7 +188,7 @@ class _Answer:
                 break
             kept.append((token_id, weight))
             mass += weight
-        point = _fraction(self._key, 6, position) * mass
+        point = fraction(self._key, 6, position) * mass
         for token_id, weight in kept:
             point -= weight
             if point < 0:
@@ -333,8 +200,8 @@ class _Answer:
         wanted = self.sampling.logprobs or 0
         key, result = 7, list[TokenLogprobs | None]([None])
         for previous, token_id in zip(self.prompt_token_ids, self.prompt_token_ids[1:], strict=False):
-            key = _mix(key, previous)
-            ranked = _log_softmax(_logits(token_id, key, len(result)))
+            key = mix(key, previous)
+            ranked = log_softmax(base_logits(token_id, key, len(result)))
             result.append(TokenLogprobs(token_id, ranked[0][1], ranked[:wanted]))
         return result
 
@@ -384,7 +251,10 @@ class SimulatedBackend(Backend):
 
     def add(self, request: GenerateRequest) -> None:
         self._check_prompt(request.prompt_token_ids)
+        _check_vocabulary(request.output_token_ids)
         sampling = request.sampling
+        if request.output_token_ids and len(request.output_token_ids) >= sampling.max_tokens:
+            raise _invalid("The answer to go on with has all of its tokens.")
         total = len(request.prompt_token_ids) + sampling.max_tokens
         if total > self._capabilities.context_length:
             raise _invalid(
@@ -395,7 +265,7 @@ class SimulatedBackend(Backend):
             raise _invalid(f"At most {MAX_TOP_LOGPROBS} log probabilities per position.", param="top_logprobs")
         if any(not 0 <= token_id < VOCAB_SIZE for token_id in sampling.logit_bias):
             raise _invalid(f"Token ids are 0 to {VOCAB_SIZE - 1}.", param="logit_bias")
-        answer = _Answer(request, _hash_tokens(request.prompt_token_ids), self._failure_rate)
+        answer = _Answer(request, hash_tokens(request.prompt_token_ids), self._failure_rate)
         self._waiting[request.request_id] = answer
         self._admit(self._clock())
 
@@ -442,8 +312,8 @@ class SimulatedBackend(Backend):
 
     def embed(self, prompt_token_ids: list[int]) -> bytes:
         self._check_prompt(prompt_token_ids)
-        key = _hash_tokens(prompt_token_ids)
-        values = [2 * _fraction(key, 8, index) - 1 for index in range(EMBEDDING_DIM)]
+        key = hash_tokens(prompt_token_ids)
+        values = [2 * fraction(key, 8, index) - 1 for index in range(EMBEDDING_DIM)]
         norm = math.sqrt(sum(value * value for value in values))
         return struct.pack(f"<{EMBEDDING_DIM}f", *(value / norm for value in values))
 
@@ -456,8 +326,7 @@ class SimulatedBackend(Backend):
     def _check_prompt(self, prompt_token_ids: list[int]) -> None:
         if not prompt_token_ids:
             raise _invalid("The prompt is empty.")
-        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= VOCAB_SIZE:
-            raise _invalid(f"The prompt has token ids outside 0 to {VOCAB_SIZE - 1}.")
+        _check_vocabulary(prompt_token_ids)
         if len(prompt_token_ids) > self._capabilities.context_length:
             raise _invalid(
                 f"{len(prompt_token_ids)} tokens exceed the context of {self._capabilities.context_length} tokens."
@@ -472,7 +341,7 @@ class SimulatedBackend(Backend):
             del self._waiting[request_id]
             self._running[request_id] = answer
             self._reserved_tokens += answer.reserved_tokens
-            self._held_tokens += len(answer.prompt_token_ids)
+            self._held_tokens += len(answer.prompt_token_ids) + answer.given
             if not answer.sampling.prompt_logprobs:  # they need every position computed
                 answer.cached_tokens = self._look_up_prefix(answer.prompt_token_ids)
             self._schedule(answer, now + self._ttft_s)
@@ -505,7 +374,7 @@ class SimulatedBackend(Backend):
         cached, key, hit = 0, 0, True
         usable = len(prompt_token_ids) - 1
         for start in range(0, usable - CACHE_BLOCK_TOKENS + 1, CACHE_BLOCK_TOKENS):
-            key = _mix(key, _hash_tokens(prompt_token_ids[start : start + CACHE_BLOCK_TOKENS]))
+            key = mix(key, hash_tokens(prompt_token_ids[start : start + CACHE_BLOCK_TOKENS]))
             hit = hit and key in self._cached_blocks
             if hit:
                 cached += CACHE_BLOCK_TOKENS
@@ -514,6 +383,11 @@ class SimulatedBackend(Backend):
         while len(self._cached_blocks) > self._pool_tokens // CACHE_BLOCK_TOKENS:
             self._cached_blocks.popitem(last=False)
         return cached
+
+
+def _check_vocabulary(token_ids: list[int]) -> None:
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= VOCAB_SIZE):
+        raise _invalid(f"There are token ids outside 0 to {VOCAB_SIZE - 1}.")
 
 
 def _invalid(message: str, *, param: str | None = None) -> RequestRefused:

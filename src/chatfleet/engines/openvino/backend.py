@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from chatfleet.engines.openvino.embedding import EmbeddingModel
 from chatfleet.engines.openvino.memory import available_bytes, kv_blocks
 from chatfleet.engines.openvino.model_files import IR_NAME, ModelInfo, first_line, inspect_model, ir_folder
 from chatfleet.engines.openvino.prefill import measure_step_cost, step_tokens
-from chatfleet.engines.openvino.sampling import generation_settings, honoured_parameters
+from chatfleet.engines.openvino.sampling import generation_settings, has_state, honoured_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,17 @@ _FINISH_REASONS: dict[Any, FinishReason] = {
 
 @dataclass
 class _Running:
-    """A request in the pipeline. `token_ids` are those generated so far, restarts included."""
+    """A request in the pipeline. `token_ids` are those of the answer so far: given, or generated, restarts included.
+
+    The first `inherited` of them were there before the pipeline had the request as it is now. The last `repeated` of
+    these it generates once more, where it cannot go on behind them.
+    """
 
     request: GenerateRequest
+    token_ids: list[int]
+    inherited: int
     handle: Any = None
-    token_ids: list[int] = field(default_factory=list)
-    inherited: int = 0
+    repeated: int = 0
     restarts: int = 0
 
     @property
@@ -77,6 +82,10 @@ class OpenVINOBackend(Backend):
     runs alone. In a batch, rows are computed by other kernels and in reduced precision, so a neighbour
     can change a token; `EngineConfig.deterministic` (f32 inference and KV cache, about half the speed)
     makes the tokens independent of the neighbours.
+
+    An answer that another engine has begun goes on from its exact tokens. What the pipeline keeps beside the tokens
+    begins anew there: the counts of presence and frequency penalties, and the random numbers behind a seed. In
+    deterministic mode such a request is generated again from its prompt, up to where it was, and so goes on exactly.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -125,7 +134,8 @@ class OpenVINOBackend(Backend):
 
     def add(self, request: GenerateRequest) -> None:
         self._check(request)
-        self._waiting.append(_Running(request))
+        output_token_ids = request.output_token_ids
+        self._waiting.append(_Running(request, list(output_token_ids), inherited=len(output_token_ids)))
 
     def cancel(self, request_id: int) -> None:
         self._waiting = deque(entry for entry in self._waiting if entry.request.request_id != request_id)
@@ -248,7 +258,7 @@ class OpenVINOBackend(Backend):
         """A full step and a decoding one. The first of each allocates: 470 ms in place of 80 with 0.4B weights."""
         length = max(1, min(self._pool.step_tokens, self._capabilities.context_length - 2))
         prompt = np.zeros((1, length), np.int64)
-        settings = generation_settings(SamplingParams(max_tokens=2, temperature=0.0), max_tokens=2)
+        settings = generation_settings(SamplingParams(max_tokens=2, temperature=0.0))
         self._add_request(pipeline, prompt, settings)
         while pipeline.has_non_finished_requests():
             pipeline.step()
@@ -262,11 +272,13 @@ class OpenVINOBackend(Backend):
             self._submit(self._waiting.popleft())
 
     def _submit(self, entry: _Running) -> None:
-        left = entry.request.sampling.max_tokens - len(entry.token_ids)
-        settings = generation_settings(entry.request.sampling, max_tokens=left)
-        prompt = np.array([entry.request.prompt_token_ids + entry.token_ids], np.int64)
-        entry.handle = self._add_request(self._pipeline, prompt, settings)
+        sampling = entry.request.sampling
         entry.inherited = len(entry.token_ids)
+        entry.repeated = entry.inherited if self._config.deterministic and has_state(sampling) else 0
+        given = entry.token_ids[: entry.inherited - entry.repeated]
+        settings = generation_settings(sampling, given=len(given))
+        prompt = np.array([entry.request.prompt_token_ids + given], np.int64)
+        entry.handle = self._add_request(self._pipeline, prompt, settings)
         self._running[entry.request.request_id] = entry
 
     def _add_request(self, pipeline: Any, prompt: "np.ndarray", settings: dict[str, Any]) -> Any:
@@ -287,10 +299,16 @@ class OpenVINOBackend(Backend):
                 token_ids += output.generated_ids
                 logprobs += output.generated_log_probs
                 finish_reason = _FINISH_REASONS.get(output.finish_reason)
+        fault = None
+        if entry.repeated and token_ids:
+            repeated = entry.repeated
+            fault = self._compare(entry, token_ids, ended=finish_reason is not None)
+            token_ids, logprobs = token_ids[repeated:], logprobs[repeated:]
         entry.token_ids += token_ids
         status = handle.get_status()
-        fault = None
-        if status == genai.GenerationStatus.IGNORED:
+        if fault is not None:
+            self.cancel(request_id)
+        elif status == genai.GenerationStatus.IGNORED:
             del self._running[request_id]
             fault = self._restart(entry)
         elif status != genai.GenerationStatus.RUNNING:
@@ -307,12 +325,17 @@ class OpenVINOBackend(Backend):
             fault=fault,
         )
 
-    def _restart(self, entry: _Running) -> Fault | None:
-        """Queue an ignored request again, first in line, with what it has generated as part of its prompt.
+    def _compare(self, entry: _Running, token_ids: list[int], *, ended: bool) -> Fault | None:
+        """Take tokens that are generated once more. Those that differ, or end the answer, are a fault."""
+        start = entry.inherited - entry.repeated
+        count = min(len(token_ids), entry.repeated)
+        entry.repeated -= count
+        if token_ids[:count] == entry.token_ids[start : start + count] and not (ended and entry.repeated):
+            return None
+        return Fault(message="The engine generated other tokens than the ones that the answer has begun with.")
 
-        Its answer goes on where it was: the penalties that are honoured with a restart count the prompt's
-        tokens too, but for presence and frequency, whose counts begin anew.
-        """
+    def _restart(self, entry: _Running) -> Fault | None:
+        """Queue an ignored request again, first in line, with what it has generated as given tokens."""
         entry.restarts += 1
         if entry.restarts > MAX_RESTARTS:
             return Fault(message="The engine ran out of KV cache memory for this request.")
@@ -333,8 +356,11 @@ class OpenVINOBackend(Backend):
         if sampling.logprobs:
             message = "The openvino engine gives log probabilities of the chosen tokens only, not of others."
             raise RequestRefused(Fault(message=message, kind="unsupported", param="top_logprobs"))
-        generation_settings(sampling, max_tokens=sampling.max_tokens)
+        generation_settings(sampling)
         self._check_prompt(request.prompt_token_ids, self._capabilities.context_length - sampling.max_tokens)
+        if len(request.output_token_ids) >= sampling.max_tokens:
+            raise RequestRefused(Fault(message="The answer to go on with has all of its tokens.", kind="invalid"))
+        self._check_vocabulary(request.output_token_ids)
 
     def _check_prompt(self, prompt_token_ids: list[int], longest: int) -> None:
         count = len(prompt_token_ids)
@@ -346,8 +372,11 @@ class OpenVINOBackend(Backend):
                 f"{self._capabilities.context_length} tokens leaves {max(0, longest)} for it."
             )
             raise RequestRefused(Fault(message=message, kind="invalid"))
+        self._check_vocabulary(prompt_token_ids)
+
+    def _check_vocabulary(self, token_ids: list[int]) -> None:
         # The pipeline does not check, and computes with what lies beside the embedding table.
-        if not (min(prompt_token_ids) >= 0 and max(prompt_token_ids) < self._model.vocab_size):
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self._model.vocab_size):
             message = f"A token id is outside of the vocabulary of {self._model.vocab_size}."
             raise RequestRefused(Fault(message=message, kind="invalid"))
 

@@ -1,5 +1,6 @@
 """`SamplingParams` as the pipeline's generation settings."""
 
+import hashlib
 import secrets
 from typing import Any
 
@@ -29,16 +30,18 @@ def honoured_parameters(*, shifted_logits: bool) -> frozenset[str]:
     return BASE_PARAMETERS | penalties
 
 
-def generation_settings(sampling: SamplingParams, *, max_tokens: int) -> dict[str, Any]:
-    """The attributes of a `GenerationConfig` for `sampling`, with at most `max_tokens` tokens.
+def generation_settings(sampling: SamplingParams, *, given: int = 0) -> dict[str, Any]:
+    """The attributes of a `GenerationConfig` for `sampling`, where `given` tokens of the answer are there already.
 
     `logprobs` are of the model's own distribution, before temperature and penalties, as in vLLM. A seed is
     taken modulo 2**32 (the pipeline's generator has 32-bit seeds); without one a fresh one is drawn, for the
-    pipeline would use the same one each time. Raises RequestRefused for a value out of range.
+    pipeline would use the same one each time. The generator always begins at its beginning: behind given tokens
+    it gets another seed, made of the seed and their number, else it would draw as it did for the first ones.
+    Raises RequestRefused for a value out of range.
     """
     _check(sampling)
     settings: dict[str, Any] = {
-        "max_new_tokens": max_tokens,
+        "max_new_tokens": sampling.max_tokens - given,
         "logprobs": 0 if sampling.logprobs is None else 1,
         "repetition_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
@@ -54,13 +57,26 @@ def generation_settings(sampling: SamplingParams, *, max_tokens: int) -> dict[st
         "top_p": sampling.top_p,
         "top_k": max(0, sampling.top_k),
         "min_p": sampling.min_p,
-        "rng_seed": (secrets.randbits(32) if sampling.seed is None else sampling.seed) % 2**32,
+        "rng_seed": secrets.randbits(32) if sampling.seed is None else _seed(sampling.seed, given),
     }
+
+
+def _seed(seed: int, given: int) -> int:
+    if not given:
+        return seed % 2**32
+    digest = hashlib.blake2b(f"{seed} {given}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
 
 
 def is_greedy(sampling: SamplingParams) -> bool:
     """Whether only the likeliest token can be drawn (top_p of 0 and min_p of 1 leave no other)."""
     return sampling.temperature < GREEDY_BELOW or sampling.top_p <= 0 or sampling.top_k == 1 or sampling.min_p >= 1
+
+
+def has_state(sampling: SamplingParams) -> bool:
+    """Whether the next token depends on more than the tokens before it: on what the pipeline counts or draws."""
+    counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+    return counts or (sampling.seed is not None and not is_greedy(sampling))
 
 
 def _stop_settings(stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
