@@ -1,11 +1,13 @@
 """Text that grows token by token."""
 
+import math
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, decode
+from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, TextDelta, TokenText, decode
 from chatfleet.chat.tokenizer import ByteTokenizer
 
 
@@ -163,3 +165,51 @@ def test_stop_strings_are_searched_over_every_seam() -> None:
         first, stopped = matcher.feed("one STOP two"[:cut])
         second = "" if stopped else matcher.feed("one STOP two"[cut:])[0]
         assert re.fullmatch("one ", first + second)
+
+
+def told(deltas: list[TextDelta]) -> tuple[str, list[TokenText], bool]:
+    return (
+        "".join(delta.text for delta in deltas),
+        [token for delta in deltas for token in delta.tokens],
+        deltas[-1].stopped,
+    )
+
+
+def fed(
+    text: IncrementalText, token_ids: list[int], logprobs: list[Logprob] | None, *, to_the_end: bool
+) -> list[TextDelta]:
+    """The deltas of tokens one by one, up to a stop string."""
+    deltas = [TextDelta()]
+    for position, token_id in enumerate(token_ids):
+        deltas.append(text.feed([token_id], None if logprobs is None else [logprobs[position]]))
+        if deltas[-1].stopped:
+            return deltas
+    return [*deltas, text.finish()] if to_the_end else deltas
+
+
+@given(st.data())
+def test_a_text_that_is_replayed_goes_on_where_it_was(data: st.DataObject) -> None:
+    """Cut anywhere: what was shown before and what is shown after a replay elsewhere are the whole."""
+    vocabulary = data.draw(vocabularies)
+    vocabulary.strips_leading_space = data.draw(st.booleans())
+    token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=30))
+    stops = data.draw(stop_lists)
+    logprobs = [Logprob(-position / 7, [(0, -1.0)]) for position in range(len(token_ids))]
+    if data.draw(st.booleans()):
+        logprobs = None  # type: ignore[assignment]
+    cut = data.draw(st.integers(0, len(token_ids)))
+    whole = told(fed(IncrementalText(vocabulary, stops), token_ids, logprobs, to_the_end=True))
+
+    first = IncrementalText(vocabulary, stops)
+    before = fed(first, token_ids[:cut], logprobs and logprobs[:cut], to_the_end=False)
+    second = IncrementalText(vocabulary, stops)
+    held = [Logprob(token.logprob, token.top) for token in first.held_tokens()]
+    stopped = second.replay(token_ids[:cut], [] if before[-1].stopped else held)
+    assert stopped == before[-1].stopped
+    after = [] if stopped else fed(second, token_ids[cut:], logprobs and logprobs[cut:], to_the_end=True)
+    assert told(before + after) == whole
+
+
+def test_more_log_probabilities_than_tokens_cannot_be_held_back() -> None:
+    with pytest.raises(ValueError, match="more log probabilities"):
+        IncrementalText(ByteTokenizer()).replay([256, 97], [Logprob(-math.inf)] * 2)

@@ -126,6 +126,29 @@ class IncrementalText:
             self._pending.clear()
         return delta
 
+    def replay(self, token_ids: Sequence[int], held: Sequence[Logprob] = ()) -> bool:
+        """Take tokens whose text has been shown, as far as it can be: what follows goes on behind it.
+
+        `held` are the log probabilities of the last tokens that are no control tokens, as many as have to come out
+        yet. Returns whether a stop string has ended the text. Raises ValueError when there are more than tokens.
+        """
+        start, missing = len(token_ids), len(held)
+        while missing:
+            if not start:
+                raise ValueError("more log probabilities are held back than there are tokens")
+            start -= 1
+            missing -= not self._tokenizer.is_special(token_ids[start])
+        if self.feed(token_ids[:start]).stopped:
+            return True
+        left = iter(held)
+        tail = token_ids[start:]
+        logprobs = [Logprob(0.0) if self._tokenizer.is_special(token_id) else next(left) for token_id in tail]
+        return self.feed(tail, logprobs if held else None).stopped
+
+    def held_tokens(self) -> list[TokenText]:
+        """Tokens with log probabilities that have to come out yet."""
+        return [token for _, token in self._pending]
+
     def _show(self, text: str) -> TextDelta:
         shown, stopped = self._stops.feed(text)
         self._shown += len(shown)

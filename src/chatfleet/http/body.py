@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Collection
 from itertools import islice
 from typing import TypeVar
 
@@ -116,13 +117,21 @@ def _validated(model: type[Model], body: bytes) -> tuple[Model, list[str]]:
     return parsed, list(islice(parsed.unknown_fields(), _MAX_UNKNOWN_FIELDS))
 
 
-async def parse_body(request: Request, model: type[Model], *, strict: bool) -> Model:
-    """Read and validate. Fields nobody knows are left in `request.state.ignored`, or refused under `strict`."""
-    body = await read_body(request)
+async def parse_body(
+    request: Request, body: bytes, model: type[Model], *, strict: bool, internal: Collection[str] = ()
+) -> Model:
+    """The body of `request` as `model`. Fields nobody knows are left in `request.state.ignored`, or refused under
+    `strict`; those that are `internal` are refused at any rate."""
     if len(body) > OFF_LOOP_BYTES:
         parsed, unknown = await asyncio.to_thread(_validated, model, body)
     else:
         parsed, unknown = _validated(model, body)
+    for name in internal:
+        if name in (parsed.model_extra or ()):
+            raise InvalidRequest(
+                f"'{name}' is internal: the parts of a fleet say it to each other, and clients may not. Leave it out.",
+                param=name,
+            )
     if unknown and strict:
         raise UnknownParameter(f"Unknown parameter: '{unknown[0]}'.", param=unknown[0])
     request.state.ignored = unknown

@@ -22,6 +22,7 @@ from chatfleet.protocol.chat import (
 from chatfleet.protocol.common import FinishReason, Usage
 from chatfleet.worker.generation import ChoiceDelta, Generation
 from chatfleet.worker.metrics import CHAT
+from chatfleet.worker.recovery import RecoveryLines, Terms
 from chatfleet.worker.sampling import (
     check_choices,
     completion_budget,
@@ -29,7 +30,7 @@ from chatfleet.worker.sampling import (
     requested_top_logprobs,
     sampling_params,
 )
-from chatfleet.worker.service import WorkerService, new_id, now, usage
+from chatfleet.worker.service import WorkerService, answer_identity, usage
 
 
 @dataclass(slots=True)
@@ -44,13 +45,14 @@ class _Answer:
 class ChatCompletions:
     """One request. `prepare` does all that can be refused; then either `stream` or `whole`."""
 
-    def __init__(self, service: WorkerService, request: ChatCompletionRequest) -> None:
+    def __init__(self, service: WorkerService, request: ChatCompletionRequest, terms: Terms) -> None:
         self._service = service
         self._request = request
+        self._terms = terms
         self._model = service.model_name(request.model)
         self.meter = service.metrics.begin(CHAT)
-        self._id = new_id("chatcmpl")
-        self._created = now()
+        self._id, self._created = answer_identity(terms, "chatcmpl")
+        self._lines = RecoveryLines(self._id, self._created) if terms.recoverable else None
 
     async def _start(self) -> Generation:
         """Check, render, count and start. Raises ServingError."""
@@ -77,7 +79,9 @@ class ChatCompletions:
             eos_token_ids=service.model.tokenizer.eos_token_ids,
             capabilities=capabilities,
         )
-        return service.generate([prompt_token_ids], [sampling], n=n, stops=request.stop_strings(), meter=self.meter)
+        return await service.generate(
+            [prompt_token_ids], [sampling], n=n, stops=request.stop_strings(), meter=self.meter, terms=self._terms
+        )
 
     async def whole(self) -> ChatCompletion:
         """The answer in one piece. Cancelling it ends the generation."""
@@ -108,7 +112,8 @@ class ChatCompletions:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events. Closing it ends the generation."""
         include_usage = self._request.includes_usage()
-        started: set[int] = set()
+        started = self._terms.begun_choices()
+        lines = self._lines
         async with aclosing(await self._start()) as generation:
             async for delta in generation:
                 events = b""
@@ -118,12 +123,14 @@ class ChatCompletions:
                     events = self._event(
                         ChunkChoice(index=delta.index, delta=opening, logprobs=None, finish_reason=None)
                     )
+                if lines is not None:
+                    lines.consumed(delta.index, delta.token_ids, delta.held)
                 events += self._delta_events(delta)
                 if events:
                     yield events
         if include_usage:
             yield self._event(None, usage(generation))
-        yield DONE
+        yield DONE if lines is None else lines.of_end() + DONE
 
     def _delta_events(self, delta: ChoiceDelta) -> bytes:
         events = b""
@@ -152,7 +159,12 @@ class ChatCompletions:
         )
         if self._request.includes_usage():
             chunk.usage = final_usage
-        return sse(chunk.to_json())
+        event = sse(chunk.to_json())
+        if self._lines is None:
+            return event
+        if choice is None:
+            return self._lines.of_usage() + event
+        return self._lines.of_choice(choice.index, choice.finish_reason) + event
 
     def _logprobs(self, tokens: Sequence[TokenText]) -> ChoiceLogprobs | None:
         if not self._request.logprobs:

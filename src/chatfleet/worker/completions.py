@@ -11,6 +11,7 @@ from chatfleet.protocol.common import FinishReason, Usage
 from chatfleet.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from chatfleet.worker.generation import ChoiceDelta, Generation
 from chatfleet.worker.metrics import COMPLETIONS
+from chatfleet.worker.recovery import RecoveryLines, Terms
 from chatfleet.worker.sampling import (
     COMPLETION_MAX_TOKENS,
     check_choices,
@@ -20,19 +21,19 @@ from chatfleet.worker.sampling import (
     requested_top_logprobs,
     sampling_params,
 )
-from chatfleet.worker.service import WorkerService, new_id, now, usage
+from chatfleet.worker.service import WorkerService, answer_identity, usage
 
 
 class Completions:
     """One request: either `stream` or `whole`. Choices are indexed prompt by prompt, as OpenAI does."""
 
-    def __init__(self, service: WorkerService, request: CompletionRequest) -> None:
+    def __init__(self, service: WorkerService, request: CompletionRequest, terms: Terms) -> None:
         self._service = service
         self._request = request
+        self._terms = terms
         self._model = service.model_name(request.model)
         self.meter = service.metrics.begin(COMPLETIONS)
-        self._id = new_id("cmpl")
-        self._created = now()
+        self._id, self._created = answer_identity(terms, "cmpl")
         self._n = request.n or 1
         self._max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         self._prompts: list[list[int]] = []
@@ -54,7 +55,9 @@ class Completions:
                 text = prompt if isinstance(prompt, str) else decode(service.model.tokenizer, prompt)
                 self._echoes.append(text)
         stops = request.stop_strings()
-        return service.generate(self._prompts, sampling, n=self._n, stops=stops, meter=self.meter)
+        return await service.generate(
+            self._prompts, sampling, n=self._n, stops=stops, meter=self.meter, terms=self._terms
+        )
 
     def _sampling(self, prompt_token_ids: list[int]) -> SamplingParams:
         request, service = self._request, self._service
@@ -84,16 +87,21 @@ class Completions:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events. Closing it ends the generation."""
         include_usage = self._request.includes_usage()
-        started: set[int] = set()
+        started = self._terms.begun_choices()
+        lines = RecoveryLines(self._id, self._created) if self._terms.recoverable else None
         async with aclosing(await self._start()) as generation:
             async for delta in generation:
                 choice = self._choice(delta, first=delta.index not in started)
                 started.add(delta.index)
+                if lines is not None and self._max_tokens > 0:
+                    lines.consumed(delta.index, delta.token_ids, delta.held)
                 if choice.text or choice.logprobs or choice.finish_reason:
-                    yield sse(self._completion([choice], None, with_usage=include_usage).to_json())
+                    event = sse(self._completion([choice], None, with_usage=include_usage).to_json())
+                    yield event if lines is None else lines.of_choice(delta.index, choice.finish_reason) + event
         if include_usage:
-            yield sse(self._completion([], self._usage(generation)).to_json())
-        yield DONE
+            event = sse(self._completion([], self._usage(generation)).to_json())
+            yield event if lines is None else lines.of_usage() + event
+        yield DONE if lines is None else lines.of_end() + DONE
 
     def _choice(self, delta: ChoiceDelta, *, first: bool) -> CompletionChoice:
         text, tokens, finish_reason = delta.text, delta.tokens, delta.finish_reason

@@ -11,6 +11,7 @@ from chatfleet.chat.tokenizer import Tokenizer
 from chatfleet.engines.base import Engine, FinishReason, SamplingParams, TokenDelta, TokenLogprobs
 from chatfleet.worker.admission import Admission, Permit
 from chatfleet.worker.metrics import RequestMeter
+from chatfleet.worker.recovery import Replay
 
 # Choices over one prompt start together, except behind a prompt of this many tokens: there the first
 # choice fills the prefix cache and the others wait for its first token, which saves their prefill.
@@ -19,23 +20,35 @@ SHARED_PREFIX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One choice to generate. `index` is its place in the response, `prompt` that of its prompt."""
+    """One choice to generate. `index` is its place in the response, `prompt` that of its prompt; `replay`, where
+    there is one, is what was delivered of it by another worker."""
 
     index: int
     prompt: int
     prompt_token_ids: list[int]
     sampling: SamplingParams
+    replay: Replay | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.replay is not None and self.replay.finish_reason is not None
 
 
 @dataclass(slots=True)
 class ChoiceDelta:
-    """What is new of one choice. `prompt_logprobs` come once, where they were asked for."""
+    """What is new of one choice. `prompt_logprobs` come once, where they were asked for.
+
+    `token_ids` are all that count, whether they show or not, and `held` the tokens so far that have to show yet with
+    their log probabilities.
+    """
 
     index: int
     text: str
     tokens: list[TokenText] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    token_ids: Sequence[int] = ()
+    held: Sequence[TokenText] = ()
 
 
 class Generation:
@@ -43,7 +56,8 @@ class Generation:
 
     Made inside the request: permits are reserved at once (QueueFull), slots taken as they free up.
     `aclose` is idempotent; it cancels what still runs and gives back every permit, so call it on success,
-    error and disconnect alike.
+    error and disconnect alike. Choices that another worker has begun go on behind what it delivered of them, which
+    counts as completion; those that are over need no permit.
     """
 
     def __init__(
@@ -55,19 +69,21 @@ class Generation:
         tokenizer: Tokenizer,
         stops: Sequence[str],
         meter: RequestMeter,
+        priority: int = 0,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stops = stops
         self._meter = meter
-        self._permits = admission.reserve(len(jobs))
+        to_run = [job for job in jobs if not job.is_over]
+        self._permits = admission.reserve(len(to_run), priority=priority) if to_run else []
         self._warm = {job.prompt: asyncio.Event() for job in jobs}
         self.prompt_tokens = sum({job.prompt: len(job.prompt_token_ids) for job in jobs}.values())
-        self.completion_tokens = 0
+        self.completion_tokens = sum(len(job.replay.token_ids) for job in jobs if job.replay is not None)
         self.cached_tokens = 0
         leaders: set[int] = set()
-        runs = []
-        for job, permit in zip(jobs, self._permits, strict=True):
+        runs = [_ending(job.index, job.replay) for job in jobs if job.replay is not None and job.is_over]
+        for job, permit in zip(to_run, self._permits, strict=True):
             runs.append(self._run(job, permit, leads=job.prompt not in leaders))
             leaders.add(job.prompt)
         self._deltas = interleave(runs)
@@ -85,14 +101,17 @@ class Generation:
         with self._meter.choice(len(job.prompt_token_ids), leads=leads) as meter:
             if not leads and len(job.prompt_token_ids) >= SHARED_PREFIX_TOKENS:
                 await warm.wait()
-            text = IncrementalText(self._tokenizer, self._stops)
+            text = IncrementalText(self._tokenizer, self._stops) if job.replay is None else job.replay.text
+            output_token_ids = () if job.replay is None else job.replay.token_ids
             try:
                 async with permit:
                     meter.has_slot()
-                    async with aclosing(self._engine.generate(job.prompt_token_ids, job.sampling)) as stream:
+                    stream = self._engine.generate(job.prompt_token_ids, job.sampling, output_token_ids)
+                    async with aclosing(stream):
                         async for delta in stream:
                             warm.set()
-                            choice, used_tokens = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
+                            choice = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
+                            used_tokens = len(choice.token_ids)
                             meter.delta(used_tokens, delta.cached_tokens, choice.finish_reason)
                             self.completion_tokens += used_tokens
                             if leads and delta.cached_tokens:
@@ -104,8 +123,14 @@ class Generation:
                 warm.set()
 
 
-def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_one: bool) -> tuple[ChoiceDelta, int]:
-    """What to show, and how many tokens count: those behind a stop string do not, however deltas were merged.
+async def _ending(index: int, replay: Replay) -> AsyncGenerator[ChoiceDelta, None]:
+    """What is left of a choice that is over."""
+    if not replay.is_done:
+        yield ChoiceDelta(index, "", finish_reason=replay.finish_reason)
+
+
+def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_one: bool) -> ChoiceDelta:
+    """What to show, and which tokens count: those behind a stop string do not, however deltas were merged.
 
     A stop token counts but does not show, be it marked special or not.
     """
@@ -115,7 +140,7 @@ def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_
     token_ids = delta.token_ids
     if delta.finish_reason == "stop" and token_ids and token_ids[-1] in job.sampling.stop_token_ids:
         token_ids = token_ids[:-1]
-    used_tokens = len(delta.token_ids)
+    used_token_ids = delta.token_ids
     shown = TextDelta()
     size = 1 if one_by_one else max(len(token_ids), 1)
     for start in range(0, len(token_ids), size):
@@ -123,7 +148,7 @@ def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_
         part = text.feed(token_ids[start:end], None if logprobs is None else logprobs[start:end])
         shown = TextDelta(shown.text + part.text, shown.tokens + part.tokens, part.stopped)
         if part.stopped:
-            used_tokens = end
+            used_token_ids = delta.token_ids[:end]
             break
     finish_reason = delta.finish_reason
     if not shown.stopped and finish_reason is not None:
@@ -131,7 +156,8 @@ def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_
         shown = TextDelta(shown.text + rest.text, shown.tokens + rest.tokens, rest.stopped)
     if shown.stopped:
         finish_reason = "stop"
-    return ChoiceDelta(job.index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs), used_tokens
+    held = () if logprobs is None else text.held_tokens()
+    return ChoiceDelta(job.index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs, used_token_ids, held)
 
 
 T = TypeVar("T")

@@ -1,14 +1,17 @@
 """The worker's paths. Each handler reads, hands over and answers; what happens is in the service."""
 
-from collections.abc import Coroutine
-from typing import Any
+import re
+from collections.abc import Collection, Coroutine
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from chatfleet.chat.text import decode
-from chatfleet.core.errors import EngineUnavailable
-from chatfleet.http.body import Model, parse_body
+from chatfleet.core.errors import EngineUnavailable, InvalidRequest
+from chatfleet.core.fleet import PRIORITY_HEADER, RECOVERY_HEADER, RECOVERY_IDS, RECOVERY_RESUME
+from chatfleet.http.body import Model, parse_body, read_body
 from chatfleet.http.openapi import ERROR_RESPONSES, body_of
 from chatfleet.http.streaming import EventStreamResponse, until_disconnect
 from chatfleet.observability.asgi import MODEL_STATE, add_metrics_route
@@ -26,8 +29,13 @@ from chatfleet.worker.chat import ChatCompletions
 from chatfleet.worker.completions import Completions
 from chatfleet.worker.embeddings import create_embeddings
 from chatfleet.worker.metrics import MeteredEvents
+from chatfleet.worker.recovery import RESUME_FIELD, Terms, parse_resume_body
 from chatfleet.worker.sampling import check_prompt_vocabulary
 from chatfleet.worker.service import WorkerService, off_loop
+
+Generating = TypeVar("Generating", ChatCompletionRequest, CompletionRequest)
+
+_PRIORITY: Final = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
@@ -35,31 +43,60 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
     router = APIRouter(responses=ERROR_RESPONSES)
 
     async def parse(request: Request, model: type[Model]) -> Model:
-        parsed = await parse_body(request, model, strict=strict)
+        return await parse_bytes(request, await read_body(request), model)
+
+    async def parse_bytes(
+        request: Request, body: bytes, model: type[Model], *, internal: Collection[str] = ()
+    ) -> Model:
+        parsed = await parse_body(request, body, model, strict=strict, internal=internal)
         requested: str | None = getattr(parsed, "model", None)
         if requested is None or requested in service.model.names:
             setattr(request.state, MODEL_STATE, service.metrics.model_name)
         require_ready()
         return parsed
 
+    async def parse_generation(request: Request, model: type[Generating]) -> tuple[Generating, Terms]:
+        """A request for text, and what its gateway asks for beside it."""
+        recovery = request.headers.get(RECOVERY_HEADER)
+        if recovery == RECOVERY_RESUME and not service.accepts_resume:
+            raise InvalidRequest(
+                f"'{RECOVERY_HEADER}: {RECOVERY_RESUME}' is for the gateways of a fleet, and this worker belongs to "
+                "none. Leave the header out, or start the worker with --controller-url."
+            )
+        body = await read_body(request)
+        resume = None
+        if recovery == RECOVERY_RESUME:
+            resume, body = await off_loop(len(body), partial(parse_resume_body, body))
+        parsed = await parse_bytes(request, body, model, internal=(RESUME_FIELD,))
+        if resume is not None and not parsed.stream:
+            raise InvalidRequest("Only a stream can be gone on with.", param="stream")
+        return parsed, Terms(
+            priority=_priority(request.headers.get(PRIORITY_HEADER)),
+            recoverable=recovery in (RECOVERY_IDS, RECOVERY_RESUME),
+            resume=resume,
+        )
+
     def require_ready() -> None:
         if not service.engine.ready:
             raise EngineUnavailable("The model is loading or its engine is restarting. Try again shortly.")
 
-    async def respond(request: Request, stream: bool | None, call: ChatCompletions | Completions) -> Response:
+    async def respond(
+        request: Request, stream: bool | None, call: ChatCompletions | Completions, terms: Terms
+    ) -> Response:
         if stream:
-            return await EventStreamResponse.open(request.receive, MeteredEvents(call.stream(), call.meter.numbers))
+            events = MeteredEvents(call.stream(), call.meter.numbers)
+            return await EventStreamResponse.open(request.receive, events, can_be_continued=terms.recoverable)
         return await json_response(request, call.whole())
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=body_of(ChatCompletionRequest))
     async def chat_completions(request: Request) -> Response:
-        body = await parse(request, ChatCompletionRequest)
-        return await respond(request, body.stream, ChatCompletions(service, body))
+        body, terms = await parse_generation(request, ChatCompletionRequest)
+        return await respond(request, body.stream, ChatCompletions(service, body, terms), terms)
 
     @router.post("/v1/completions", response_model=Completion, openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
-        body = await parse(request, CompletionRequest)
-        return await respond(request, body.stream, Completions(service, body))
+        body, terms = await parse_generation(request, CompletionRequest)
+        return await respond(request, body.stream, Completions(service, body, terms), terms)
 
     @router.post("/v1/embeddings", response_model=EmbeddingResponse, openapi_extra=body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
@@ -109,6 +146,11 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
 
     add_metrics_route(router, service.metrics)
     return router
+
+
+def _priority(value: str | None) -> int:
+    """What is no integer is none: the header is a wish, and not of the client."""
+    return int(value) if value is not None and _PRIORITY.fullmatch(value) else 0
 
 
 async def json_response(request: Request, work: Coroutine[Any, Any, WireModel]) -> Response:

@@ -4,7 +4,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import msgspec
 
 from chatfleet.chat.messages import template_messages, template_tools
 from chatfleet.core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound
@@ -12,10 +15,12 @@ from chatfleet.core.fleet import Heartbeat, ModelInfo, WorkerInfo, WorkerLoad
 from chatfleet.engines.base import Capabilities, Engine, SamplingParams
 from chatfleet.protocol.chat import ChatMessage, Tool
 from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
+from chatfleet.protocol.resume import Resume
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.generation import Generation, Job
 from chatfleet.worker.metrics import RequestMeter, WorkerMetrics
 from chatfleet.worker.model_source import ServedModel
+from chatfleet.worker.recovery import Terms, check_resume, replay
 from chatfleet.worker.registration import new_worker_id
 from chatfleet.worker.sampling import for_choice
 
@@ -24,12 +29,15 @@ _OFF_LOOP_SIZE = 4096  # characters or tokens; turning this many into each other
 
 
 class WorkerService:
-    """One model on one engine."""
+    """One model on one engine. `accepts_resume` says whether gateways may have it go on with the streams of others."""
 
-    def __init__(self, model: ServedModel, engine: Engine, admission: Admission) -> None:
+    def __init__(
+        self, model: ServedModel, engine: Engine, admission: Admission, *, accepts_resume: bool = False
+    ) -> None:
         self.model = model
         self.engine = engine
         self.admission = admission
+        self.accepts_resume = accepts_resume
         self.worker_id = new_worker_id()
         self.metrics = WorkerMetrics(model.names[0], admission, engine.stats)
 
@@ -134,7 +142,7 @@ class WorkerService:
             ),
         )
 
-    def generate(
+    async def generate(
         self,
         prompts: Sequence[list[int]],
         sampling: Sequence[SamplingParams],
@@ -142,13 +150,17 @@ class WorkerService:
         n: int,
         stops: Sequence[str],
         meter: RequestMeter,
+        terms: Terms,
     ) -> Generation:
-        """Start n choices of every prompt, indexed prompt by prompt. Raises QueueFull, EngineUnavailable."""
+        """Start n choices of every prompt, indexed prompt by prompt, or go on with those that have begun. Raises
+        QueueFull, EngineUnavailable, and InvalidRequest for a stream to go on with that does not fit."""
         jobs = [
             Job(prompt * n + choice, prompt, token_ids, for_choice(sampling[prompt], choice))
             for prompt, token_ids in enumerate(prompts)
             for choice in range(n)
         ]
+        if terms.resume is not None:
+            jobs = await self._resumed(jobs, terms.resume, stops)
         return Generation(
             jobs,
             engine=self.engine,
@@ -156,7 +168,22 @@ class WorkerService:
             tokenizer=self.model.tokenizer,
             stops=stops,
             meter=meter,
+            priority=terms.priority,
         )
+
+    async def _resumed(self, jobs: Sequence[Job], resume: Resume, stops: Sequence[str]) -> list[Job]:
+        check_resume(resume, choices=len(jobs), vocab_size=self.capabilities.vocab_size)
+        begun = {choice.index: choice for choice in resume.choices}
+
+        def resumed(job: Job) -> Job:
+            choice = begun.get(job.index)
+            if choice is None:
+                return job
+            sampling = msgspec.structs.replace(job.sampling, prompt_logprobs=False)  # the echo has been delivered
+            return replace(job, sampling=sampling, replay=replay(choice, self.model.tokenizer, stops, sampling))
+
+        size = sum(len(choice.token_ids) for choice in resume.choices)
+        return await off_loop(size, lambda: [resumed(job) for job in jobs])
 
 
 T = TypeVar("T")
@@ -167,13 +194,12 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
     return work() if size < _OFF_LOOP_SIZE else await asyncio.to_thread(work)
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
-
-
-def now() -> int:
-    """Unix time in whole seconds, as `created` has it."""
-    return int(time.time())
+def answer_identity(terms: Terms, prefix: str) -> tuple[str, int]:
+    """An answer's id and its `created`, which is Unix time in whole seconds: new ones, or those of the stream that it
+    goes on with."""
+    if terms.resume is not None:
+        return terms.resume.id, terms.resume.created
+    return f"{prefix}-{uuid.uuid4().hex}", int(time.time())
 
 
 def usage(generation: Generation) -> Usage:
