@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatfleet.core.errors import InvalidRequest, QueueFull
-from chatfleet.worker.admission import Admission
+from chatfleet.worker.admission import Admission, Permit
 
 
 async def test_slots_go_out_in_order_of_arrival() -> None:
@@ -15,8 +15,8 @@ async def test_slots_go_out_in_order_of_arrival() -> None:
     first, second, third = admission.reserve(1) + admission.reserve(1) + admission.reserve(1)
     served: list[str] = []
 
-    async def use(name: str, permit: object) -> None:
-        async with permit:  # type: ignore[attr-defined]
+    async def use(name: str, permit: Permit) -> None:
+        async with permit:
             served.append(name)
             await asyncio.sleep(0)
 
@@ -73,18 +73,77 @@ async def test_a_cancelled_waiter_does_not_lose_the_slot_for_the_next() -> None:
         assert admission.running == 1
 
 
+async def test_the_lowest_priority_number_comes_first_then_who_came_first() -> None:
+    admission = Admission(max_concurrency=1, max_queue=10)
+    (running,) = admission.reserve(1)
+    names = ["late", "early", "first", "later", "earlier"]
+    waiting = [admission.reserve(1, priority=priority)[0] for priority in (5, 0, -1, 5, 0)]
+    served: list[str] = []
+
+    async def use(name: str, permit: Permit) -> None:
+        async with permit:
+            served.append(name)
+
+    uses = asyncio.gather(*map(use, names, waiting))
+    running.release()
+    await uses
+    assert served == ["first", "early", "earlier", "late", "later"]
+
+
+async def test_what_runs_is_not_interrupted_for_anybody() -> None:
+    admission = Admission(max_concurrency=1, max_queue=1)
+    (running,) = admission.reserve(1, priority=9)
+    admission.reserve(1, priority=-9)
+    async with asyncio.timeout(1), running:
+        assert (admission.running, admission.waiting) == (1, 1)
+
+
+async def test_those_who_have_left_take_no_room() -> None:
+    admission = Admission(max_concurrency=1, max_queue=2)
+    admission.reserve(1)
+    (patient,) = admission.reserve(1)
+    for number in range(10_000):
+        admission.reserve(1, priority=number)[0].release()
+    assert admission.waiting == 1 and len(admission._queue) < 200
+    patient.release()
+    assert admission.waiting == 0
+
+
+async def test_the_refused_are_told_when_there_is_room_each_later_than_the_one_before() -> None:
+    clock = [0.0]
+    admission = Admission(max_concurrency=2, max_queue=0, now=lambda: clock[0])
+    for _ in range(50):
+        permits = admission.reserve(2)
+        clock[0] += 4.0
+        for permit in permits:
+            permit.release()
+    admission.reserve(2)
+    told = []
+    for _ in range(3):
+        with pytest.raises(QueueFull) as refused:
+            admission.reserve(1)
+        headers = refused.value.headers
+        assert headers["x-should-retry"] == "true"
+        assert int(headers["retry-after"]) == -(-int(headers["retry-after-ms"]) // 1000)
+        told.append(int(headers["retry-after-ms"]))
+    assert told == pytest.approx([2000, 4000, 6000], rel=0.15)
+
+
 @given(
     limits=st.tuples(st.integers(1, 4), st.integers(0, 4)),
     actions=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=60),
+    priorities=st.lists(st.integers(-1, 1), min_size=60, max_size=60),
 )
-def test_bounds_hold_whatever_comes_and_goes(limits: tuple[int, int], actions: list[tuple[bool, int]]) -> None:
+def test_bounds_hold_whatever_comes_and_goes(
+    limits: tuple[int, int], actions: list[tuple[bool, int]], priorities: list[int]
+) -> None:
     async def run() -> None:
         admission = Admission(max_concurrency=limits[0], max_queue=limits[1])
         permits = []
-        for arrives, number in actions:
+        for (arrives, number), priority in zip(actions, priorities, strict=False):
             if arrives:
                 try:
-                    permits += admission.reserve(number % 3 + 1)
+                    permits += admission.reserve(number % 3 + 1, priority=priority)
                 except QueueFull:
                     assert admission.running == limits[0] or admission.waiting + number % 3 + 1 > limits[1]
                 except InvalidRequest:

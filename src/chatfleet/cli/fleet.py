@@ -1,45 +1,34 @@
 """`chatfleet register`, `unregister` and `status`: what a person does with a running fleet."""
 
-import asyncio
 import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import aiohttp
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from chatfleet.cli.controllers import (
+    ControllerUrls,
+    TokenFile,
+    access,
+    console,
+    errors_in,
+    fail_with,
+    gather,
+    reports_of,
+)
 from chatfleet.cli.fleet_table import Report, fleet_tables, printable
-from chatfleet.cli.local_fleet import find_controllers
-from chatfleet.core.access import FleetMember
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.fleet import FleetStatus, ServerRegistration
-from chatfleet.http.control import ControllerClient, ControllerError, new_session
+from chatfleet.http.control import ControllerClient, ControllerError
 
 _REFRESH_S = 1.0
-_ADVICE = {
-    None: " Is `chatfleet serve` or `chatfleet controller` running there? Choose another with --controller-url.",
-    401: " Give the fleet's token, with --fleet-token-file or in CHATFLEET_FLEET_TOKEN.",
-}
 
-ControllerUrls = Annotated[
-    list[str] | None,
-    typer.Option("--controller-url", help="Controller; repeatable. Default: this machine's.", show_default=False),
-]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--fleet-token-file", help="File with the fleet's token (or set CHATFLEET_FLEET_TOKEN).", show_default=False
-    ),
-]
-
-console = Console(highlight=False, soft_wrap=True)
 T = TypeVar("T")
 
 
@@ -81,7 +70,7 @@ def register(
         flags = {"url": "URL", "model-names": "--model-name", "allowed-fields": "--allowed-field", "speed": "--speed"}
         name = flags.get(field, "--api-key")
         raise ConfigurationError(f"{name}: {wrong['msg'].removeprefix('Value error, ')}.") from None
-    urls, token = _access(controller_url, fleet_token_file)
+    urls, token = access(controller_url, fleet_token_file)
     _tell_all(
         urls,
         token,
@@ -98,7 +87,7 @@ def unregister(
     fleet_token_file: TokenFile = None,
 ) -> None:
     """Take a registered server out of the fleet."""
-    urls, token = _access(controller_url, fleet_token_file)
+    urls, token = access(controller_url, fleet_token_file)
     _tell_all(
         urls,
         token,
@@ -114,25 +103,25 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON and end.")] = False,
 ) -> None:
     """Show workers, models, load and what is wrong. At a terminal it stays up to date until Ctrl-C."""
-    urls, token = _access(controller_url, fleet_token_file)
+    urls, token = access(controller_url, fleet_token_file)
     if as_json:
-        _print_json(_reports(urls, token))
+        _print_json(reports_of(urls, token))
         return
     screen = Console(highlight=False)
     if screen.is_terminal and not screen.is_dumb_terminal and not once:
         _show_live(screen, urls, token)
         return
-    reports = _reports(urls, token)
+    reports = reports_of(urls, token)
     screen.print(fleet_tables([(url, report) for url, report in reports if isinstance(report, FleetStatus)]))
-    _fail_with([report for _, report in reports if isinstance(report, ControllerError)])
+    fail_with(errors_in(reports))
 
 
 def _show_live(screen: Console, urls: Sequence[str], token: str | None) -> None:
     try:
-        with Live(fleet_tables(_reports(urls, token)), console=screen, auto_refresh=False) as live:
+        with Live(fleet_tables(reports_of(urls, token)), console=screen, auto_refresh=False) as live:
             while True:
                 time.sleep(_REFRESH_S)
-                live.update(fleet_tables(_reports(urls, token)), refresh=True)
+                live.update(fleet_tables(reports_of(urls, token)), refresh=True)
     except KeyboardInterrupt:
         pass
 
@@ -148,13 +137,6 @@ def _print_json(reports: Sequence[Report]) -> None:
     print(json.dumps({"controllers": rows}, indent=2))
     if any(row["error"] for row in rows):
         raise typer.Exit(1)
-
-
-def _access(controller_url: list[str] | None, fleet_token_file: Path | None) -> tuple[list[str], str | None]:
-    """The controllers to speak to and the fleet's token: as given, from the environment, or of `chatfleet serve`."""
-    given = {"controller_urls": controller_url, "fleet_token_file": fleet_token_file}
-    member = FleetMember.load(**{name: value for name, value in given.items() if value})
-    return find_controllers(member.controller_urls, member.token())
 
 
 def _api_key(given: str | None, variable: str | None) -> str | None:
@@ -177,37 +159,8 @@ def _tell_all(
 
     Ends the command with status 1 when one of them failed.
     """
-    answers = asyncio.run(_gather(urls, token, call))
+    answers = gather(urls, token, call)
     for url, answer in answers:
         if not isinstance(answer, ControllerError):
             console.print(escape(printable(show(url, answer))))
-    _fail_with([answer for _, answer in answers if isinstance(answer, ControllerError)])
-
-
-def _fail_with(errors: Sequence[ControllerError]) -> None:
-    """Print each error, with what to do about it, and end the command with status 1; nothing without errors."""
-    for error in errors:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]Error:[/] {escape(printable(str(error)))}{_ADVICE.get(error.status, '')}"
-        )
-    if errors:
-        raise typer.Exit(1)
-
-
-def _reports(urls: Sequence[str], token: str | None) -> list[Report]:
-    return asyncio.run(_gather(urls, token, ControllerClient.status))
-
-
-async def _gather(
-    urls: Sequence[str], token: str | None, call: Callable[[ControllerClient], Awaitable[T]]
-) -> list[tuple[str, T | ControllerError]]:
-    """What each controller answers, or why it does not."""
-
-    async def answer(session: aiohttp.ClientSession, url: str) -> tuple[str, T | ControllerError]:
-        try:
-            return url, await call(ControllerClient(session, url, token))
-        except ControllerError as exc:
-            return url, exc
-
-    async with new_session() as session:
-        return await asyncio.gather(*(answer(session, url) for url in urls))
+    fail_with(errors_in(answers))

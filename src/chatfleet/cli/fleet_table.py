@@ -1,6 +1,6 @@
 """A fleet's status as tables, readable at 80 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -66,7 +66,7 @@ def _fleet(url: str, fleet: FleetStatus) -> list[RenderableType]:
         table.add_column(header, justify="right", no_wrap=True)
     for worker in fleet.workers:
         table.add_row(*_cells(worker), *([Text(f"{worker.speed:g}")] if with_speeds else []))
-    return [title, table, *(_problem(worker) for worker in fleet.workers if worker.problem is not None)]
+    return [title, table, *(_problem(worker, words) for worker in fleet.workers for words in _problems(worker))]
 
 
 def _cells(worker: WorkerStatus) -> tuple[Text, ...]:
@@ -87,8 +87,34 @@ def _state(worker: WorkerStatus) -> Text:
         return Text("away", "red")
     if worker.overdue:
         return Text("silent", "yellow")
-    return Text("ready", "green") if worker.ready else Text("not ready", "yellow")
+    if worker.draining:
+        return Text("draining", "yellow")
+    if not worker.ready:
+        return Text("not ready", "yellow")
+    if worker.circuit.open:
+        return Text("failing", "red")
+    return Text("on trial", "yellow") if worker.circuit.half_open else Text("ready", "green")
 
 
-def _problem(worker: WorkerStatus) -> Text:
-    return Text(f"{printable(worker.url)}: {printable(worker.problem or '')}", "yellow")
+def _problem(worker: WorkerStatus, words: str) -> Text:
+    return Text(f"{printable(worker.url)}: {printable(words)}", "yellow")
+
+
+def _problems(worker: WorkerStatus) -> Iterator[str]:
+    if worker.problem is not None:
+        yield worker.problem
+    circuit = worker.circuit
+    if circuit.open:
+        yield (
+            f"{_count(circuit.failures, 'request')} in a row failed; "
+            f"{_count(circuit.open, 'gateway process', 'es')} will prefer others until it is well."
+        )
+    if circuit.half_open:
+        yield (
+            f"It failed and answers again; {_count(circuit.half_open, 'gateway process', 'es')} will try it with one "
+            "request at a time."
+        )
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

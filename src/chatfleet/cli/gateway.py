@@ -71,7 +71,13 @@ def _supervise(settings: GatewaySettings, console: LogConsole, lines: _Lines) ->
         log = FleetLog(console, [part.name for part in parts])
         if folder is None:
             log.say(NOT_SHARED)
-        return Supervisor(parts, log, lines.watch).run()
+
+        def watch(supervision: Supervision, now: float) -> None:
+            if supervision.stopping:
+                listener.close()  # who connects once all processes have closed it too is refused, and does not wait
+            lines.watch(supervision, now)
+
+        return Supervisor(parts, log, watch).run()
 
 
 gateway = settings_command(GatewaySettings, _gateway)

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from chatfleet.core.settings import ENV_PREFIX, Settings
 from chatfleet.gateway.settings import EndpointSettings, GatewaySettings
+from chatfleet.gateway.siblings import place_environments
 from chatfleet.observability.sharing import file_environment
 from chatfleet.supervisor.parts import Part, Role
 from chatfleet.worker.settings import EngineSettings
@@ -22,6 +23,10 @@ NOT_SHARED: Final = (
 )
 
 _MAX_NAME_CHARS = 24
+_CONTROLLER_GRACE_S: Final = 15.0
+_GATEWAY_PARTING_S: Final = 5.0
+_WORKER_PARTING_S: Final = 10.0
+"""What a part may take beyond its --drain-timeout: to break off what is left, and to end its engine."""
 
 
 def chatfleet(*arguments: str) -> tuple[str, ...]:
@@ -35,6 +40,7 @@ def controller_part(listener: socket.socket, fleet: Mapping[str, str], state_fil
         name="controller",
         role=Role.CONTROLLER,
         command=chatfleet("controller"),
+        grace_s=_CONTROLLER_GRACE_S,
         environment={**as_environment(values), **fleet},
         fds=(listener.fileno(),),
     )
@@ -44,7 +50,7 @@ def gateway_parts(
     settings: EndpointSettings, listener: socket.socket, fleet: Mapping[str, str], folder: Path | None
 ) -> list[Part]:
     """As many as `settings.processes`, on one socket. Several share their metrics by files in `folder`, where there is
-    one."""
+    one, and answers by a socket there."""
     shared = folder if settings.processes > 1 else None
     given = given_values(settings, GatewaySettings.model_fields.keys() - {"processes"})
     values = {**given, "host": settings.host, "port": listener.getsockname()[1], "fd": listener.fileno()}
@@ -53,14 +59,18 @@ def gateway_parts(
             name=name,
             role=Role.GATEWAY,
             command=chatfleet("gateway"),
+            grace_s=settings.drain_timeout + _GATEWAY_PARTING_S,
             environment={
                 **as_environment(values),
                 **fleet,
                 **({} if shared is None else file_environment(shared, name)),
+                **place,
             },
             fds=(listener.fileno(),),
         )
-        for name in distinct(["gateway"] * settings.processes)
+        for name, place in zip(
+            distinct(["gateway"] * settings.processes), place_environments(shared, settings.processes), strict=True
+        )
     ]
 
 
@@ -81,6 +91,7 @@ def worker_parts(
             name=label,
             role=Role.WORKER,
             command=chatfleet("worker") if model is None else chatfleet("worker", model),
+            grace_s=settings.drain_timeout + _WORKER_PARTING_S,
             environment={**as_environment({**given, "model_names": list(names), "port": 0}), **fleet},
         )
         for label, (model, names) in zip(labels, each, strict=True)

@@ -30,6 +30,9 @@ class ServeSettings(EndpointSettings, EngineSettings):
     models: list[str] = setting(
         [], "GGUF files, OpenVINO IR folders or Hugging Face ids. Without any: the bundled model.", "Model"
     )
+    drain_timeout: float = setting(
+        30.0, "Seconds that requests get to finish in when it is told to stop.", "When things fail", ge=0, le=86400
+    )
     workers_per_model: int = setting(1, "Workers that share the requests for a model.", "Model", ge=1, le=256)
 
     def named_models(self) -> list[tuple[str | None, tuple[str, ...]]]:

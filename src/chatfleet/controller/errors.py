@@ -15,6 +15,12 @@ class ServerRefused(InvalidRequest):
     code = "server_refused"
 
 
+class WorkerNotFound(ServingError):
+    """No worker has this id (404)."""
+
+    status, type, code = 404, "invalid_request_error", "worker_not_found"
+
+
 class ServerNotFound(ServingError):
     """No server is registered with this URL (404)."""
 

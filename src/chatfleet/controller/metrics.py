@@ -6,13 +6,21 @@ from typing import Final
 from chatfleet.controller.servers import Servers
 from chatfleet.controller.service import ControllerService
 from chatfleet.controller.status import fleet_status
-from chatfleet.core.fleet import SERVERS_PATH, SNAPSHOT_PATH, STATUS_PATH, WATCH_PATH, WORKERS_PATH, WorkerStatus
+from chatfleet.core.fleet import (
+    CIRCUITS_PATH,
+    SERVERS_PATH,
+    SNAPSHOT_PATH,
+    STATUS_PATH,
+    WATCH_PATH,
+    WORKERS_PATH,
+    WorkerStatus,
+)
 from chatfleet.observability.exposition import Scrape
 from chatfleet.observability.families import counter, gauge, request_families
 from chatfleet.observability.requests import RequestMetrics
 
-_ENDPOINTS: Final = (WORKERS_PATH, SERVERS_PATH, SNAPSHOT_PATH, STATUS_PATH, WATCH_PATH)
-STATES: Final = ("ready", "not_ready", "overdue", "away")
+_ENDPOINTS: Final = (WORKERS_PATH, SERVERS_PATH, SNAPSHOT_PATH, STATUS_PATH, WATCH_PATH, CIRCUITS_PATH)
+STATES: Final = ("ready", "not_ready", "draining", "overdue", "away")
 
 
 class ControllerMetrics(RequestMetrics):
@@ -55,6 +63,8 @@ def worker_state(worker: WorkerStatus) -> str:
         return "away"
     if worker.overdue:
         return "overdue"
+    if worker.draining:
+        return "draining"
     return "ready" if worker.ready else "not_ready"
 
 

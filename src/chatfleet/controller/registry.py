@@ -28,12 +28,13 @@ MAX_FLEET_BYTES: Final = 32 * 1024 * 1024
 
 @dataclass(slots=True)
 class Member:
-    """A worker, its load, and when it was last heard of."""
+    """A worker, its load, and when it was last heard of. One that is `draining` is not ready, whatever it says."""
 
     worker: WorkerInfo
     load: WorkerLoad
     heard_s: float
     size_bytes: int
+    draining: bool = False
 
 
 class Registry:
@@ -83,11 +84,14 @@ class Registry:
         """A worker lives. Another one with its URL is replaced. Raises FleetFull, and then nothing has changed."""
         worker = heartbeat.worker
         known = self._members.get(worker.worker_id)
+        draining = known is not None and known.draining
+        if draining:
+            worker = worker.model_copy(update={"ready": False})
         if known is not None and known.worker == worker:
             self._members[worker.worker_id] = self._members.pop(worker.worker_id)
             known.load, known.heard_s = heartbeat.load, now
             return []
-        member = Member(worker, heartbeat.load, now, len(worker.to_json()))
+        member = Member(worker, heartbeat.load, now, len(worker.to_json()), draining)
         holder_id = self._id_by_url.get(worker.url, worker.worker_id)
         replaced = self._members.get(holder_id) if holder_id != worker.worker_id else None
         self._check_room(member, known, replaced)
@@ -102,6 +106,21 @@ class Registry:
         self.version += 1
         changes.append(WorkerChanged(version=self.version, worker=worker))
         return changes
+
+    def drain(self, worker_id: str) -> list[FleetChange]:
+        """From now on this worker is not ready, until it leaves. One that is not known is no error."""
+        member = self._members.get(worker_id)
+        if member is None:
+            return []
+        member.draining = True
+        if not member.worker.ready:
+            return []
+        member.worker = member.worker.model_copy(update={"ready": False})
+        self._fleet_bytes -= member.size_bytes
+        member.size_bytes = len(member.worker.to_json())
+        self._fleet_bytes += member.size_bytes
+        self.version += 1
+        return [WorkerChanged(version=self.version, worker=member.worker)]
 
     def deregister(self, worker_id: str) -> list[FleetChange]:
         """A worker has said that it leaves. One that is not known is no error."""

@@ -9,14 +9,17 @@ from starlette.responses import Response
 from chatfleet.controller.errors import IdMismatch
 from chatfleet.controller.servers import Servers
 from chatfleet.controller.service import ControllerService
-from chatfleet.controller.status import fleet_status, server_status
+from chatfleet.controller.status import fleet_status, server_status, worker_status
 from chatfleet.core.errors import InvalidRequest
 from chatfleet.core.fleet import (
+    CIRCUITS_PATH,
+    DRAIN_PATH,
     SERVERS_PATH,
     SNAPSHOT_PATH,
     STATUS_PATH,
     WATCH_PATH,
     WORKERS_PATH,
+    CircuitReport,
     FleetModel,
     Heartbeat,
     ServerRegistration,
@@ -48,6 +51,10 @@ def make_router(service: ControllerService, servers: Servers, metrics: Source) -
         service.deregister(worker_id)
         return _json(FleetModel())
 
+    @router.post(DRAIN_PATH)
+    async def drain(worker_id: str) -> Response:
+        return _json(worker_status(service, service.drain(worker_id)))
+
     @router.post(SERVERS_PATH)
     async def register_server(request: Request) -> Response:
         server = await servers.register(await _parse(request, ServerRegistration))
@@ -59,6 +66,11 @@ def make_router(service: ControllerService, servers: Servers, metrics: Source) -
         if len(urls) != 1:
             raise InvalidRequest("Say which server: DELETE /fleet/servers?url=http://host:port", param="url")
         await servers.unregister(urls[0])
+        return _json(FleetModel())
+
+    @router.post(CIRCUITS_PATH)
+    async def report_circuits(request: Request) -> Response:
+        service.circuits.hear(await _parse(request, CircuitReport), service.now())
         return _json(FleetModel())
 
     @router.get(SNAPSHOT_PATH)

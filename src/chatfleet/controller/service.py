@@ -5,9 +5,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
+from chatfleet.controller.circuits import Circuits
+from chatfleet.controller.errors import WorkerNotFound
 from chatfleet.controller.liveness import ExpiryTimer
-from chatfleet.controller.registry import Registry
+from chatfleet.controller.registry import Member, Registry
 from chatfleet.controller.watch import Watchers
+from chatfleet.core.errors import InvalidRequest
 from chatfleet.core.fleet import (
     ALIVE_INTERVAL_S,
     ControllerAlive,
@@ -27,6 +30,7 @@ class ControllerService:
 
     def __init__(self, registry: Registry, *, controller_id: str, heartbeat_interval_s: float) -> None:
         self.registry = registry
+        self.circuits = Circuits()
         self.controller_id = controller_id
         self.epoch = time.time_ns()
         self.heartbeat_interval_s = heartbeat_interval_s
@@ -57,12 +61,30 @@ class ControllerService:
             _log_arrival(heartbeat.worker, changes)
         self._watchers.publish(changes)
         self._expiry.arm()
+        member = self.registry.get(heartbeat.worker.worker_id)
         return Registration(
             controller_id=self.controller_id,
             epoch=self.epoch,
             heartbeat_interval_s=self.heartbeat_interval_s,
             expiry_s=self.registry.expiry_s,
+            drain=member is not None and member.draining,
         )
+
+    def drain(self, worker_id: str) -> Member:
+        """A worker gets no new requests from now on, and is told with its next heartbeat to finish what it has and end.
+        Idempotent. Raises WorkerNotFound; InvalidRequest for a registered server, which nobody can tell that."""
+        member = self.registry.get(worker_id)
+        if member is None:
+            raise WorkerNotFound(f"There is no worker {worker_id}. See `chatfleet status` for those that are there.")
+        if member.worker.kind != "chatfleet":
+            raise InvalidRequest(
+                f"{worker_id} is a registered server, which cannot be told to end. Unregister it instead: then it gets "
+                "no new requests."
+            )
+        if not member.draining:
+            logger.info("worker %s is draining", worker_id)
+        self._watchers.publish(self.registry.drain(worker_id))
+        return member
 
     def deregister(self, worker_id: str) -> None:
         """A worker leaves; nothing happens when it is not known."""

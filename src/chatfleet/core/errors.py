@@ -183,6 +183,16 @@ class IdempotentAnswerGone(ServingError):
     should_retry = False
 
 
+class IdempotencyUnavailable(ServingError):
+    """Nobody is there who could answer a request with an Idempotency-Key just once (503). `is_passing` says that it is
+    worth trying again."""
+
+    status, type, code = 503, "server_error", "idempotency_unavailable"
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message, headers={"x-should-retry": str(is_passing).lower()})
+
+
 class InternalError(ServingError):
     """A fault of ours (500). The message never carries internals."""
 

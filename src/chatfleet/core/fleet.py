@@ -16,14 +16,21 @@ ALIVE_INTERVAL_S: Final = 2.0
 
 FLEET_PATH: Final = "/fleet"
 WORKERS_PATH: Final = f"{FLEET_PATH}/workers"
+DRAIN_PATH: Final = f"{WORKERS_PATH}/{{worker_id}}/drain"
 SERVERS_PATH: Final = f"{FLEET_PATH}/servers"
 SNAPSHOT_PATH: Final = f"{FLEET_PATH}/snapshot"
 STATUS_PATH: Final = f"{FLEET_PATH}/status"
 WATCH_PATH: Final = f"{FLEET_PATH}/watch"
+CIRCUITS_PATH: Final = f"{FLEET_PATH}/circuits"
 
 MAX_MODEL_ID_CHARS: Final = 512
 MAX_LOADS: Final = 1024
 """Of how many workers one event tells the load."""
+
+REPORT_CIRCUITS_S: Final = 5.0
+"""How often a gateway tells of its circuits while some are not closed."""
+
+MAX_CIRCUITS_TOLD: Final = 1024
 
 LOAD_HEADER: Final = "x-chatfleet-load"
 """Of every inference answer of a worker: its load as `WorkerLoad.to_header` writes it. The request that is answered
@@ -135,12 +142,14 @@ class Heartbeat(FleetModel):
 
 
 class Registration(FleetModel):
-    """A controller's answer to a heartbeat: who it is, and how often it wants the next one (seconds)."""
+    """A controller's answer to a heartbeat: who it is, and how often it wants the next one (seconds). `drain` is for a
+    worker that is to finish what it has and end."""
 
     controller_id: str
     epoch: int
     heartbeat_interval_s: float = Field(gt=0)
     expiry_s: float = Field(gt=0)
+    drain: bool = False
 
 
 class ServerRegistration(FleetModel):
@@ -158,12 +167,37 @@ class ServerRegistration(FleetModel):
     speed: Speed = 1.0
 
 
+class Circuit(FleetModel):
+    """A gateway's circuit breaker before a worker which fails requests, and how many have failed in a row. Half-open,
+    it lets one at a time try the worker; open, none."""
+
+    state: Literal["open", "half_open"]
+    failures: int = Field(ge=0)
+
+
+class CircuitReport(FleetModel):
+    """All circuits of a gateway process that are not closed, by worker id."""
+
+    gateway_id: WorkerId
+    circuits: Annotated[dict[WorkerId, Circuit], Field(max_length=MAX_CIRCUITS_TOLD)]
+
+
+class CircuitStatus(FleetModel):
+    """How many gateway processes have an open or half-open circuit before a worker, and the most failures in a row that
+    one of them has seen."""
+
+    open: int = 0
+    half_open: int = 0
+    failures: int = 0
+
+
 class WorkerStatus(FleetModel):
     """A worker for the eyes of a person: no key, and how long ago it was heard of (seconds).
 
     `overdue` is one whose heartbeat has not come when it should: it may be dead, and will be gone at its expiry. `away`
-    is a registered server that does not answer: it gets no requests until it does. `problem` is a sentence on
-    what is wrong, where that is known.
+    is a registered server that does not answer: it gets no requests until it does. `draining` is a worker that gets no
+    new requests, and ends when it has finished those it has. `problem` is a sentence on what is wrong, where that is
+    known.
     """
 
     worker_id: WorkerId
@@ -173,10 +207,12 @@ class WorkerStatus(FleetModel):
     ready: bool
     overdue: bool = False
     away: bool = False
+    draining: bool = False
     load: WorkerLoad
     silent_s: float | None
     problem: str | None = None
     speed: float = 1.0
+    circuit: CircuitStatus = CircuitStatus()
 
 
 class FleetStatus(FleetModel):

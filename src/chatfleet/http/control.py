@@ -13,11 +13,14 @@ from pydantic_core import from_json
 
 from chatfleet.core.errors import ChatFleetError
 from chatfleet.core.fleet import (
+    CIRCUITS_PATH,
+    DRAIN_PATH,
     FLEET_EVENT,
     SERVERS_PATH,
     STATUS_PATH,
     WATCH_PATH,
     WORKERS_PATH,
+    CircuitReport,
     FleetEvent,
     FleetModel,
     FleetStatus,
@@ -71,12 +74,18 @@ class ControllerClient:
     async def deregister(self, worker_id: str) -> None:
         await self._call("DELETE", f"{WORKERS_PATH}/{quote(worker_id)}", FleetModel)
 
+    async def drain(self, worker_id: str) -> WorkerStatus:
+        return await self._call("POST", DRAIN_PATH.format(worker_id=quote(worker_id)), WorkerStatus)
+
     async def register_server(self, registration: ServerRegistration) -> WorkerStatus:
         """Returns once the server has been probed; raises when it is not OpenAI-compatible or does not answer."""
         return await self._call("POST", SERVERS_PATH, WorkerStatus, body=registration, timeout_s=30)
 
     async def unregister_server(self, url: str) -> None:
         await self._call("DELETE", SERVERS_PATH, FleetModel, query={"url": url})
+
+    async def report_circuits(self, report: CircuitReport) -> None:
+        await self._call("POST", CIRCUITS_PATH, FleetModel, body=report)
 
     async def status(self) -> FleetStatus:
         return await self._call("GET", STATUS_PATH, FleetStatus)

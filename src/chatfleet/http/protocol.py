@@ -39,6 +39,8 @@ class Turn:
 
     response_complete = False
     keep_alive = False
+    head_is_sent = False
+    """Whether the client has been told whether the connection stays open."""
 
     def start(self) -> None:
         """It is this one's turn. Its body may not be complete yet."""
@@ -79,8 +81,8 @@ class HttpProtocol(HttpToolsProtocol):
     - An offer to upgrade is ignored (RFC 9110, 7.8), where httptools drops the body of a request that makes one:
       Java's HTTP client offers h2c with every first request.
     - Trailers are dropped, where uvicorn takes them for headers (RFC 9110, 6.5.1).
-    - A server that drains lets idle connections stay for `idle_linger_s`: a request that is on its way already is
-      answered, with `connection: close`.
+    - A server that drains lets connections stay for `idle_linger_s` that were said to stay: a request that is on its
+      way already is answered, with `connection: close`.
     - Requests may be answered below ASGI, as a Turn.
 
     Time is kept by `tick`, which the server calls: timers of their own would cost every request a microsecond.
@@ -310,7 +312,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self.loop.call_soon(self._start_next)  # rather than at once: a thousand in a row would go deep
-        elif self._is_at_eof or (self.is_draining and not self._is_refused):
+        elif self._is_at_eof or (self.is_draining and not self.idle_linger_s and not self._is_refused):
             self.transport.close()
 
     def _start_next(self) -> None:
@@ -402,8 +404,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.is_draining = True
         self._since = time.monotonic()
         latest = self.pipeline[0][0] if self.pipeline else self._active
-        if latest is not None:  # the last answer closes the connection
-            latest.keep_alive = False
+        if latest is not None:
+            if not self.idle_linger_s or not _is_promised(latest):  # the last answer closes the connection
+                latest.keep_alive = False
         elif not self.idle_linger_s and self._head_bytes is None:
             self.transport.close()
 
@@ -454,6 +457,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._active.resume()
         elif self._active is None and not self.transport.is_closing():
             self._go_on()
+
+
+def _is_promised(cycle: RequestResponseCycle | Turn) -> bool:
+    """Whether the client has been told that it may send another request: it may have done so."""
+    return cycle.head_is_sent if isinstance(cycle, Turn) else cycle.response_started
 
 
 def _not_http() -> InvalidRequest:

@@ -6,8 +6,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, cast
 
 import uvicorn
@@ -18,23 +18,25 @@ from chatfleet.http.protocol import HttpProtocol
 
 logger = logging.getLogger(__name__)
 
-GRACEFUL_SHUTDOWN_S: Final = 10
+DRAIN_TIMEOUT_S: Final = 10.0
 BACKLOG: Final = 4096
 TICK_S: Final = 1.0
 _LAST_WORDS_S: Final = 0.1
+_HANDSHAKE_S: Final = 1.0
 
 
 class Server(uvicorn.Server):
     """A server that leaves signals as it found them: SIGINT and SIGTERM end `serve`, not the process.
 
-    `on_stop` is called once, when the end begins: before what is running has finished. Its connections are told the
-    time every `tick_s`.
+    `on_stop` is called at the first of them: before what is running has finished. The connections are told the time
+    every `tick_s`. Whoever has connected before the server ends is answered, who comes later is refused.
     """
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None] | None, tick_s: float) -> None:
         super().__init__(config)
         self._on_stop = on_stop
         self._tick_s = tick_s
+        self._is_told = self._is_draining = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         ticking = asyncio.create_task(self._tick())
@@ -50,6 +52,8 @@ class Server(uvicorn.Server):
             now = time.monotonic()
             for connection in self._connections():
                 try:
+                    if self._is_draining and not connection.is_draining:  # it was in its TLS handshake
+                        connection.shutdown()
                     connection.tick(now)
                 except Exception:
                     logger.exception("a connection is cut, since looking after it failed")
@@ -59,11 +63,40 @@ class Server(uvicorn.Server):
         return cast(list[HttpProtocol], list(self.server_state.connections))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._accept_the_rest(sockets or [])
+        self._is_draining = True
         await super().shutdown(sockets)
         if connections := self._connections():
             for connection in connections:
                 connection.drop()
             await asyncio.sleep(_LAST_WORDS_S)
+
+    async def _accept_the_rest(self, listeners: Sequence[socket.socket]) -> None:
+        """Close the listeners, but first take in those that wait there for a place on the loop, which accepts one in
+        each round: the kernel would reset them."""
+        accepted: list[socket.socket] = []
+        for listener in listeners:
+            with suppress(OSError):  # none is left
+                for _ in range(BACKLOG):
+                    accepted.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        if accepted:
+            connecting = [asyncio.ensure_future(self._connect(connection)) for connection in accepted]
+            _, late = await asyncio.wait(connecting, timeout=_HANDSHAKE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*connecting, return_exceptions=True)  # one that has gone already is no news
+
+    async def _connect(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            ),
+            connection,
+            ssl=self.config.ssl,
+        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,9 +109,13 @@ class Server(uvicorn.Server):
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
+    def finish(self) -> None:
+        """Take nothing new, and end when what is running is done. Idempotent."""
+        self.should_exit = True
+
     def stop(self) -> None:
-        """Finish what is running; at the second call, drop it."""
-        if self.should_exit:
+        """What a signal does: tell `on_stop`, and finish what is running. The second one drops it."""
+        if self._is_told:
             self.force_exit = True
             for connection in self._connections():
                 connection.drop()
@@ -86,11 +123,13 @@ class Server(uvicorn.Server):
                 task.cancel()
         elif self._on_stop is not None:
             self._on_stop()
-        self.should_exit = True
+        self._is_told = True
+        self.finish()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Cancel ")  # streams that end with the server are no error of its
+    # Streams that end with the server are no error of its, and those that are cut have been logged.
+    return not record.getMessage().startswith(("Cancel ", "ASGI callable returned without completing response"))
 
 
 def make_server(
@@ -100,11 +139,13 @@ def make_server(
     on_stop: Callable[[], None] | None = None,
     trusted_proxies: str = "",
     tick_s: float = TICK_S,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
     tls: ssl.SSLContext | None = None,
 ) -> Server:
     """`trusted_proxies` are the addresses and networks, comma-separated, whose X-Forwarded-* headers are believed.
 
-    `tick_s` is how exact the protocol's times are.
+    `tick_s` is how exact the protocol's times are; `drain_timeout_s` is how long what is running when the server is
+    told to end may take, before it is broken off.
     """
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
@@ -116,7 +157,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        timeout_graceful_shutdown=cast(int, drain_timeout_s),  # any number will do
         backlog=BACKLOG,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies,

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 PARENT_FD_VARIABLE: Final = "CHATFLEET_PARENT_FD"
-ORPHAN_GRACE_S: Final = 15.0
+GRACE_VARIABLE: Final = "CHATFLEET_PARENT_GRACE_S"
 
 Announce = Callable[[str, tuple[str, ...]], None]
 
@@ -46,27 +46,28 @@ def announce_to_parent() -> Announce | None:
 
     Returns what it calls with its URL and model names once it serves and whenever they change, which never blocks;
     None when it was started alone, and so speaks to a person. When the supervisor is gone, however that happened, this
-    process gets SIGTERM, and 15 s later it ends, even if its event loop is stuck. Call it once, early.
+    process gets SIGTERM, and when its time for stopping is over it ends, even if its event loop is stuck. Call it once,
+    early.
     """
     given = os.environ.pop(PARENT_FD_VARIABLE, None)
     if given is None:
         return None
-    fd = int(given)
+    fd, grace_s = int(given), float(os.environ.pop(GRACE_VARIABLE))
     os.set_inheritable(fd, False)  # else a child of ours would keep it open
     line = socket.socket(fileno=fd)
     line.setblocking(True)
     pending: queue.SimpleQueue[Announcement] = queue.SimpleQueue()
-    for target, arguments in ((_end_with, (line,)), (_write, (line, pending))):
+    for target, arguments in ((_end_with, (line, grace_s)), (_write, (line, pending))):
         threading.Thread(target=target, args=arguments, name="chatfleet-parent", daemon=True).start()
     return lambda url, models: pending.put(Announcement(url, models))
 
 
-def _end_with(line: socket.socket) -> None:
+def _end_with(line: socket.socket, grace_s: float) -> None:
     with suppress(OSError):
         while line.recv(4096):
             pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(ORPHAN_GRACE_S)
+    time.sleep(grace_s)
     os._exit(1)
 
 

@@ -109,7 +109,7 @@ class Supervision:
         first = min((STOP_ORDER.index(state.part.role) for state in running), default=None)
         for state in running:
             if not state.stopping and STOP_ORDER.index(state.part.role) == first:
-                state.stopping, state.kill_at = True, now + state.part.role.grace_s
+                state.stopping, state.kill_at = True, now + state.part.grace_s
                 actions.append(Terminate(state.part))
         return actions
 

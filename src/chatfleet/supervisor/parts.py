@@ -7,16 +7,11 @@ from enum import Enum
 
 class Role(Enum):
     """In the order of stopping: the gateway finishes its requests while there are workers, and a worker leaves the
-    fleet while there is a controller. A part that still runs `grace_s` seconds after SIGTERM is killed: a server gives
-    its requests 10 s, and a gateway has to see them end."""
+    fleet while there is a controller."""
 
-    GATEWAY = ("gateway", 15.0)
-    WORKER = ("worker", 10.0)
-    CONTROLLER = ("controller", 10.0)
-
-    @property
-    def grace_s(self) -> float:
-        return self.value[1]
+    GATEWAY = "gateway"
+    WORKER = "worker"
+    CONTROLLER = "controller"
 
 
 STOP_ORDER = tuple(Role)
@@ -26,12 +21,14 @@ STOP_ORDER = tuple(Role)
 class Part:
     """A process to keep running.
 
-    `name` is unique, and stands before its lines in the log. `environment` is added to ours, without our own
+    `name` is unique, and stands before its lines in the log. One that still runs `grace_s` seconds after SIGTERM is
+    killed. `environment` is added to ours, without our own
     settings; `fds` are descriptors of ours that it inherits under the same numbers.
     """
 
     name: str
     role: Role
     command: tuple[str, ...]
+    grace_s: float
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     fds: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from chatfleet.core.settings import ENV_PREFIX
 from chatfleet.core.subprocesses import child_environment
-from chatfleet.supervisor.channel import PARENT_FD_VARIABLE, Announcement, AnnouncementReader
+from chatfleet.supervisor.channel import GRACE_VARIABLE, PARENT_FD_VARIABLE, Announcement, AnnouncementReader
 from chatfleet.supervisor.log import LineSplitter
 from chatfleet.supervisor.parts import Part
 
@@ -102,7 +102,8 @@ class PartProcess:
 def part_environment(part: Part, parent_fd: int) -> dict[str, str]:
     """Ours without our own settings, which the part is told only where they are meant for it."""
     inherited = {name: value for name, value in child_environment().items() if not name.upper().startswith(ENV_PREFIX)}
-    return {**inherited, **part.environment, PARENT_FD_VARIABLE: str(parent_fd)}
+    tied = {PARENT_FD_VARIABLE: str(parent_fd), GRACE_VARIABLE: str(part.grace_s)}
+    return {**inherited, **part.environment, **tied}
 
 
 def ending_words(status: int) -> str:

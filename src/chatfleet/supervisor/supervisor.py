@@ -69,7 +69,7 @@ class Supervisor:
                 case Terminate(part):
                     self._processes[part.name].terminate()
                 case Kill(part):
-                    self._log.say(f"{part.name} did not stop within {part.role.grace_s:g} s and is killed.")
+                    self._log.say(f"{part.name} did not stop within {part.grace_s:g} s and is killed.")
                     self._processes[part.name].kill()
 
     def _start(self, part: Part) -> None:

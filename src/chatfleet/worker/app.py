@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import handle_requests
 from chatfleet.http.openapi import documented_app
+from chatfleet.http.protocol import HttpProtocol
 from chatfleet.http.server import base_url, listen, make_server
 from chatfleet.http.trust import add_guard
 from chatfleet.observability.asgi import MeasuredRequests
@@ -27,6 +29,16 @@ from chatfleet.worker.service import WorkerService
 from chatfleet.worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
+
+_TICK_S: Final = 0.25
+"""How late an idle connection may be closed when the worker stops."""
+
+
+class WorkerProtocol(HttpProtocol):
+    """A gateway's connection. Gateways hear a moment later than we that the worker stops: what they send until then is
+    answered."""
+
+    idle_linger_s = 1.0
 
 
 def create_app(service: WorkerService, *, strict: bool, token: str | None, host: str) -> FastAPI:
@@ -46,7 +58,8 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
     """Serve until a signal. `announce(base_url, model_names)` is called once requests are answered.
 
     The server listens while the model loads (/health is up, /ready is not). The worker joins the fleet when it can
-    answer, and leaves it before its last requests finish. Raises ConfigurationError.
+    answer. At a signal it leaves the fleet at once, and then finishes what it has; where a controller has it drained,
+    it stays known, as not ready, until that is done. Raises ConfigurationError.
     """
     token = await asyncio.to_thread(settings.listening_token, settings.host)
     model = await asyncio.to_thread(load_served_model, settings)
@@ -58,15 +71,21 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
             on_ready_change=lambda _ready: membership.announce(),
         )
         admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
-        service = WorkerService(model, engine, admission)
+        service = WorkerService(model, engine, admission, accepts_resume=bool(settings.controller_urls))
         url = settings.advertise_url
         if url is None:
             url = await asyncio.to_thread(advertised_url, settings.host, port, settings.controller_urls)
         heartbeat = partial(service.heartbeat, url, settings.speed)
-        membership = Membership(session, settings.controller_urls, token, heartbeat)
+        membership = Membership(session, settings.controller_urls, token, heartbeat, on_drain=lambda: server.finish())
         app = await asyncio.to_thread(create_app, service, strict=settings.strict, token=token, host=settings.host)
         leaving: list[asyncio.Task[None]] = []
-        server = make_server(app, on_stop=lambda: leaving.append(asyncio.create_task(membership.leave())))
+        server = make_server(
+            app,
+            protocol=WorkerProtocol,
+            on_stop=lambda: leaving.append(asyncio.create_task(membership.leave())),
+            tick_s=_TICK_S,
+            drain_timeout_s=settings.drain_timeout,
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         starting = asyncio.create_task(service.start())
         try:

@@ -21,8 +21,9 @@ def new_worker_id() -> str:
 class Membership:
     """Sends heartbeats to all `controllers`, each at the pace it asks for; a change is told at once by `announce`.
 
-    `describe` gives the heartbeat to send now. A controller that does not answer is tried again until it does; one
-    that lost its memory learns everything from the next heartbeat.
+    `describe` gives the heartbeat to send now. `on_drain` is called once a controller answers that the worker is to
+    finish what it has and end; from then on all are told that it is not ready. A controller that does not answer is
+    tried again until it does; one that lost its memory learns everything from the next heartbeat.
     """
 
     def __init__(
@@ -31,9 +32,12 @@ class Membership:
         controller_urls: Sequence[str],
         token: str | None,
         describe: Callable[[], Heartbeat],
+        on_drain: Callable[[], None],
     ) -> None:
         self._clients = [ControllerClient(session, url, token) for url in controller_urls]
         self._describe = describe
+        self._on_drain = on_drain
+        self._is_draining = False
         self._changed = {client.url: asyncio.Event() for client in self._clients}
         self._rng = random.Random()
         self._registered_with: set[ControllerClient] = set()
@@ -64,7 +68,7 @@ class Membership:
         while True:
             changed.clear()
             try:
-                registration = await client.heartbeat(self._describe())
+                registration = await client.heartbeat(self._heartbeat())
             except Exception as exc:
                 failures += 1
                 if not isinstance(exc, ControllerError):
@@ -77,11 +81,22 @@ class Membership:
                 logger.info("registered with the controller at %s", client.url)
             known, failures = registration, 0
             self._registered_with.add(client)
+            if registration.drain and not self._is_draining:
+                logger.info("the controller at %s has this worker finish what it has, and end", client.url)
+                self._is_draining = True
+                self.announce()
+                self._on_drain()
             try:
                 async with asyncio.timeout(registration.heartbeat_interval_s):
                     await changed.wait()
             except TimeoutError:
                 pass
+
+    def _heartbeat(self) -> Heartbeat:
+        heartbeat = self._describe()
+        if not self._is_draining:
+            return heartbeat
+        return heartbeat.model_copy(update={"worker": heartbeat.worker.model_copy(update={"ready": False})})
 
     async def _deregister(self, client: ControllerClient) -> None:
         try:

@@ -11,7 +11,7 @@ from chatfleet.core.settings import Settings, setting
 from chatfleet.engines.base import EngineConfig
 
 _MODEL, _NETWORK, _LIMITS, _SIMULATED = "Model", "Network", "Limits", "Simulated engine"
-_FLEET = "Fleet"
+_FLEET, _RELIABILITY = "Fleet", "When things fail"
 
 
 class EngineSettings(Settings):
@@ -33,6 +33,9 @@ class EngineSettings(Settings):
     max_concurrency: int = setting(64, "Choices generated at once.", _LIMITS, ge=1, le=4096)
     max_queue: int = setting(1024, "Choices that may wait; past it 429.", _LIMITS, ge=0)
     strict: bool = setting(False, "Refuse request fields that nobody knows.", _LIMITS)
+    drain_timeout: float = setting(
+        30.0, "Seconds that requests get to finish in when the worker is told to stop.", _RELIABILITY, ge=0, le=86400
+    )
     sim_ttft_ms: float = setting(0.0, "Time to the first token.", _SIMULATED, ge=0)
     sim_itl_ms: float = setting(0.0, "Time between tokens.", _SIMULATED, ge=0)
     sim_failure_rate: float = setting(0.0, "Share of requests that fail.", _SIMULATED, ge=0, le=1)
