@@ -70,6 +70,10 @@ class Part:
     def output(self) -> str:
         return Path(self._log.name).read_text()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(30)

@@ -1,5 +1,6 @@
 """What a gateway believes of the fleet, event by event."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -20,7 +21,9 @@ from chatfleet.core.fleet import (
     WorkerLoad,
     read_load,
 )
+from chatfleet.dispatch.breaker import FAILURES, FIRST_DELAY_S, CircuitState
 from chatfleet.dispatch.view import MODEL_MEMORY_S, REPORT_S, REPROBE_S, SMOOTHING_S, FleetView, Gap, Worker
+from chatfleet.observability.circuits import MAX_CIRCUITS, merged
 
 A, B = "http://a:21001", "http://b:21001"
 EXPIRY_S = 15.0
@@ -136,7 +139,91 @@ def test_an_absent_worker_goes_when_its_probe_fails_and_stays_while_it_answers()
     assert ids(view) == ["w1"] and not doubtful(view, EXPIRY_S + REPROBE_S - 0.1)
     assert view.next_doubt() == EXPIRY_S + REPROBE_S
     probe(view, EXPIRY_S + REPROBE_S, alive=False)
-    assert ids(view) == [] and view.next_doubt() is None
+    assert ids(view) == [] and view.next_doubt() == math.inf
+
+
+def test_a_worker_whose_circuit_is_open_is_probed_when_that_is_due_and_stays_whatever_comes_of_it() -> None:
+    view = view_of(info("w1"), info("w2"))
+    fail(view, "w1", 10.0)
+    assert view.next_doubt() == 10.0 + FIRST_DELAY_S and not doubtful(view, 10.0)
+    due = 10.0 + FIRST_DELAY_S
+    assert doubtful(view, due) == ["w1"]
+    assert not view.probed(view.doubtful(due)[0], alive=False, now=due)
+    assert ids(view) == ["w1", "w2"] and view.next_doubt() == due + 2 * FIRST_DELAY_S
+    probe(view, due + 2 * FIRST_DELAY_S, alive=True)
+    assert ids(view) == ["w1", "w2"] and view.next_doubt() == math.inf
+    assert [worker.circuit.state for worker in view.troubled()] == [CircuitState.HALF_OPEN]
+
+
+def test_a_probe_of_a_circuit_takes_nobody_away_before_the_controllers_absence_counts() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, snapshot(epoch=2), 0.0)
+    fail(view, "w1", 0.0)
+    probe(view, FIRST_DELAY_S, alive=False)
+    assert ids(view) == ["w1"]
+    probe(view, EXPIRY_S, alive=False)
+    assert ids(view) == [] and view.troubled() == []
+
+
+def test_a_worker_is_not_probed_twice_at_a_time() -> None:
+    view = view_of(info("w1"))
+    view.apply(A, gone(1, "w1", "expired"), 0.0)
+    (worker,) = view.doubtful(0.0)
+    worker.is_probed = True
+    assert not view.doubtful(0.0) and view.next_doubt() == math.inf
+
+
+def fail(view: FleetView, worker_id: str, now: float) -> Worker:
+    """Open the circuit of a worker of the model m."""
+    (worker,) = (one for one in view.workers_of("m") if one.info.worker_id == worker_id)
+    for _ in range(FAILURES):
+        worker.failed(now)
+    return worker
+
+
+def test_changes_of_circuits_are_told_and_not_those_of_workers_that_are_gone() -> None:
+    view = view_of(info("w1"))
+    told: list[tuple[Worker, CircuitState, CircuitState]] = []
+    view.on_circuit = lambda worker, before: told.append((worker, before, worker.circuit.state))
+    worker = fail(view, "w1", 0.0)
+    assert told == [(worker, CircuitState.CLOSED, CircuitState.OPEN)]
+    worker.succeeded()
+    assert told[1:] == [(worker, CircuitState.OPEN, CircuitState.CLOSED)]
+    view.apply(A, gone(1, "w1", "deregistered"), 1.0)
+    worker.failed(1.0, unreachable=True)
+    worker.failed(1.0, unreachable=True)
+    assert len(told) == 2 and view.troubled() == []
+
+
+def circuits(view: FleetView) -> dict[tuple[str, str], tuple[int | None, int]]:
+    """State and openings, by model and URL."""
+    return {(one.model_name, one.worker): (one.state, one.opened) for one in merged([(view.circuits(), True)])}
+
+
+def test_circuits_are_counted_by_worker_and_of_one_that_is_gone_only_what_grows() -> None:
+    server = info("s", "m", "n", kind="openai")
+    view = view_of(info("w1", "m", "another-name"), server)
+    assert circuits(view) == {("m", "http://w1:1"): (0, 0), ("", "http://s:1"): (0, 0)}
+    worker = fail(view, "w1", 0.0)
+    worker.circuit.probed(alive=True, now=FIRST_DELAY_S)
+    assert circuits(view)["m", "http://w1:1"] == (1, 1)
+    worker.failed(2.0)
+    assert circuits(view)["m", "http://w1:1"] == (2, 2)
+    view.apply(A, gone(1, "w1", "deregistered"), 3.0)
+    assert circuits(view) == {("m", "http://w1:1"): (None, 2), ("", "http://s:1"): (0, 0)}
+
+
+def test_in_a_fleet_of_very_many_those_that_have_trouble_are_told() -> None:
+    view = view_of(*(info(f"w{number}") for number in range(MAX_CIRCUITS + 50)))
+    for number in (3, MAX_CIRCUITS + 49):
+        fail(view, f"w{number}", 0.0)
+    told = circuits(view)
+    assert len(told) <= MAX_CIRCUITS + 1
+    assert sorted(url for (_, url), (state, _) in told.items() if state) == ["http://w1073:1", "http://w3:1"]
+    for number in range(MAX_CIRCUITS + 50):
+        fail(view, f"w{number}", 0.0)
+    assert len(circuits(view)) <= MAX_CIRCUITS + 1
+    assert sum(opened for _, opened in circuits(view).values()) == MAX_CIRCUITS + 50
 
 
 @pytest.mark.parametrize("reason", ["expired", "replaced"])

@@ -5,11 +5,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from chatfleet.observability.circuits import MAX_CIRCUITS, CircuitNumbers, merged
 from chatfleet.observability.exposition import metrics_response
 from chatfleet.observability.gateway import GatewayMetrics
 from chatfleet.observability.sharing import FILE_VARIABLE, SharedFile, file_environment, is_alive, shared_file
@@ -34,18 +35,21 @@ def living_pid() -> Iterator[int]:
         process.communicate(b"\n")
 
 
-def gateway(path: Path | None, connections: int = 0) -> GatewayMetrics:
+def gateway(path: Path | None, connections: int = 0, circuits: Sequence[CircuitNumbers] = ()) -> GatewayMetrics:
     return GatewayMetrics(
         [CHAT],
         upstream_connections=lambda: connections,
         workers=lambda: {"m": 2},
+        circuits=lambda: circuits,
         file=None if path is None else SharedFile(path),
     )
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path | None, connections: int = 0) -> AsyncIterator[GatewayMetrics]:
-    metrics = gateway(path, connections)
+async def running(
+    path: Path | None, connections: int = 0, circuits: Sequence[CircuitNumbers] = ()
+) -> AsyncIterator[GatewayMetrics]:
+    metrics = gateway(path, connections, circuits)
     async with metrics.sharing():
         yield metrics
 
@@ -153,6 +157,45 @@ async def test_a_successor_goes_on_from_where_the_dead_one_was(tmp_path: Path, d
         assert (await told(other)).value("chatfleet:requests_total", **OK) == 12
 
 
+W = {"model_name": "m", "worker": "http://w:1"}
+
+
+def circuit(*, state: int | None = None, opened: int) -> CircuitNumbers:
+    return CircuitNumbers("m", "http://w:1", state, opened)
+
+
+async def test_of_circuits_the_worst_state_of_the_living_and_the_sum_of_openings_are_told(
+    tmp_path: Path, dead_pid: int
+) -> None:
+    dead = tmp_path / "c.metrics"
+    async with running(dead, circuits=[circuit(state=2, opened=4)]):
+        pass
+    await asyncio.to_thread(rewrite, dead, b'"pid":%d,' % os.getpid(), b'"pid":%d,' % dead_pid)
+    here, there = [circuit(state=0, opened=1)], [circuit(state=1, opened=2)]
+    async with running(tmp_path / "a.metrics", circuits=here) as one, running(tmp_path / "b.metrics", circuits=there):
+        await asyncio.to_thread(until, (tmp_path / "b.metrics").exists, "the other's numbers")
+        scraped = await told(one)
+    assert scraped.value("chatfleet:worker_circuit_state", **W) == 1
+    assert scraped.value("chatfleet:worker_circuit_opened_total", **W) == 7
+    async with running(dead, circuits=here) as successor:
+        scraped = await told(successor)
+    assert scraped.value("chatfleet:worker_circuit_opened_total", **W) == 8
+
+
+async def test_of_a_worker_that_is_gone_no_state_is_told() -> None:
+    async with running(None, circuits=[circuit(opened=3)]) as metrics:
+        scraped = await told(metrics)
+    assert scraped.value("chatfleet:worker_circuit_opened_total", **W) == 3
+    assert not scraped.families["chatfleet:worker_circuit_state"].samples
+
+
+def test_the_circuits_that_are_told_apart_are_bounded() -> None:
+    many = [CircuitNumbers("m", f"http://w{number}:1", state=0, opened=1) for number in range(3 * MAX_CIRCUITS)]
+    sums = merged([(many[: 2 * MAX_CIRCUITS], True), (many[MAX_CIRCUITS:], False)])
+    assert len(sums) == MAX_CIRCUITS + 1
+    assert sum(one.opened for one in sums) == 4 * MAX_CIRCUITS
+
+
 @pytest.mark.parametrize(
     "rubbish",
     [
@@ -166,6 +209,7 @@ async def test_a_successor_goes_on_from_where_the_dead_one_was(tmp_path: Path, d
         b'{"pid":0,"requests":[]}',
         b'{"pid":' + b"9" * 400 + b',"requests":[]}',
         b'{"pid":1,"requests":[{"model_name":"m"}]}',
+        b'{"pid":1,"requests":[],"circuits":[{"worker":"w"}]}',
     ],
 )
 async def test_rubbish_beside_it_is_passed_over(tmp_path: Path, rubbish: bytes) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatfleet.core.fleet import ModelInfo, WorkerInfo
+from chatfleet.dispatch.breaker import AVOID_S, FAILURES
 from chatfleet.dispatch.policies import (
     BUSIER_BY,
     BUSIER_TIMES,
@@ -21,7 +22,7 @@ from chatfleet.dispatch.policies import (
     Policy,
 )
 from chatfleet.dispatch.prefix_tree import BLOCK_BYTES, MAX_KEY_BYTES
-from chatfleet.dispatch.view import AVOID_S, Worker
+from chatfleet.dispatch.view import Worker
 
 NOW = 100.0
 NOTHING = Affinity()
@@ -92,6 +93,61 @@ def test_workers_that_have_just_failed_are_avoided_unless_there_is_no_other(name
     assert a_policy.choose(among[:1], affinity, NOW) is among[0]
 
 
+def sessions(count: int) -> list[Affinity]:
+    return [Affinity(session=f"user-{number}") for number in range(count)]
+
+
+def opened(worker: Worker, now: float = NOW) -> None:
+    for _ in range(FAILURES):
+        worker.failed(now)
+
+
+def half_opened(worker: Worker) -> None:
+    opened(worker, 0.0)
+    worker.circuit.probed(alive=True, now=NOW)
+
+
+BOTH_AFFINITIES = pytest.mark.parametrize("affinity", [NOTHING, Affinity(prompt("a", 4), "someone")])
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+@BOTH_AFFINITIES
+def test_an_open_circuit_keeps_requests_away_however_late_and_however_busy_the_others(
+    name: str, affinity: Affinity
+) -> None:
+    a_policy, among = policy(name), workers(0, 9, 0, 9)
+    for worker in (among[0], among[2], among[3]):
+        opened(worker)
+    later = NOW + 1000
+    assert {a_policy.choose(among, affinity, later) for _ in range(20)} == {among[1]}
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_a_half_open_worker_is_asked_for_one_request_at_a_time(name: str) -> None:
+    a_policy, among = policy(name), workers(0, 0, 0)
+    half_opened(among[0])
+    assert among[0] in {a_policy.choose(among, one, NOW) for one in sessions(60)}
+    among[0].begin(trial := Request())
+    assert among[0] not in {a_policy.choose(among, one, NOW) for one in sessions(60)}
+    among[0].end(trial)
+    assert among[0] in {a_policy.choose(among, one, NOW) for one in sessions(60)}, "the trial had no outcome"
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+@BOTH_AFFINITIES
+def test_where_none_may_be_asked_the_least_bad_is(name: str, affinity: Affinity) -> None:
+    a_policy, among = policy(name), workers(0, 0, 0, 0)
+    for number, worker in enumerate(among):
+        opened(worker, NOW - number)
+    assert {a_policy.choose(among, affinity, NOW) for _ in range(20)} == {among[3]}, "it is probed first"
+    half_opened(among[1])
+    among[1].begin(Request())
+    assert {a_policy.choose(among, affinity, NOW) for _ in range(20)} == {among[1]}
+    among[0].succeeded()
+    among[0].failed(NOW)
+    assert {a_policy.choose(among, affinity, NOW) for _ in range(20)} == {among[0]}, "its circuit is closed"
+
+
 @pytest.mark.parametrize("name", POLICY_NAMES)
 def test_a_policy_may_be_asked_about_ever_other_workers(name: str) -> None:
     """As when a request is tried again without those that could not be reached."""
@@ -148,10 +204,6 @@ def test_round_robin_takes_turns_and_gateways_begin_anywhere() -> None:
     assert len({policy("round_robin", seed).choose(among, NOTHING, NOW).info.worker_id for seed in range(40)}) == 3
     among[1].failed(NOW)
     assert chosen(a_policy, among, times=20) == {"w0": 10, "w2": 10}
-
-
-def sessions(count: int) -> list[Affinity]:
-    return [Affinity(session=f"user-{number}") for number in range(count)]
 
 
 def homes(among: Sequence[Worker], seed: int = 1) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Which worker gets a request. Pure decisions: no clock, no sockets, and chance from an injected Random.
 
-Workers that have just failed are taken only where there is no other. What is compared is `cost`: how long a request
-would wait at a worker, in units of one request at a worker of speed 1.
+Workers that have just failed, or whose circuit is open, are taken only where there is no other. What is compared is
+`cost`: how long a request would wait at a worker, in units of one request at a worker of speed 1.
 """
 
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from random import Random
 from typing import Final, NamedTuple, Protocol
 
+from chatfleet.dispatch.breaker import CircuitState
 from chatfleet.dispatch.hash_ring import HashRing
 from chatfleet.dispatch.prefix_tree import BLOCK_BYTES, MAX_KEY_BYTES, PrefixTree
 from chatfleet.dispatch.view import Worker
@@ -47,8 +48,17 @@ def cost(worker: Worker, now: float) -> float:
     return (worker.load(now) + 1) / worker.info.speed
 
 
-def _not_avoided(workers: Sequence[Worker], now: float) -> Sequence[Worker]:
-    return [worker for worker in workers if worker.avoid_until <= now] or workers
+def _willing(workers: Sequence[Worker], now: float) -> Sequence[Worker]:
+    """Those to choose from: never none, for an attempt that fails costs less than one that nobody makes."""
+    return [worker for worker in workers if worker.circuit.avoid_until <= now] or _least_bad(workers)
+
+
+def _least_bad(workers: Sequence[Worker]) -> Sequence[Worker]:
+    """Where all are avoided: those with a closed circuit, else with a half-open one, else the next to be probed."""
+    state = min(worker.circuit.state for worker in workers)
+    if state is CircuitState.OPEN:
+        return [min(workers, key=lambda worker: worker.circuit.probe_at)]
+    return [worker for worker in workers if worker.circuit.state is state]
 
 
 class _Base:
@@ -76,17 +86,18 @@ class RoundRobin(_Base):
         self._turn += 1
         for step in range(len(workers)):
             worker = workers[(self._turn + step) % len(workers)]
-            if worker.avoid_until <= now:
+            if worker.circuit.avoid_until <= now:
                 self._turn += step
                 return worker
-        return workers[self._turn % len(workers)]
+        least_bad = _least_bad(workers)
+        return least_bad[self._turn % len(least_bad)]
 
 
 class RandomChoice(_Base):
     """Any of them."""
 
     def choose(self, workers: Sequence[Worker], affinity: Affinity, now: float) -> Worker:
-        return workers[0] if len(workers) == 1 else self._rng.choice(_not_avoided(workers, now))
+        return workers[0] if len(workers) == 1 else self._rng.choice(_willing(workers, now))
 
 
 class Lottery(_Base):
@@ -95,7 +106,7 @@ class Lottery(_Base):
     def choose(self, workers: Sequence[Worker], affinity: Affinity, now: float) -> Worker:
         if len(workers) == 1:
             return workers[0]
-        willing = _not_avoided(workers, now)
+        willing = _willing(workers, now)
         return self._rng.choices(willing, [worker.info.speed for worker in willing])[0]
 
 
@@ -105,7 +116,7 @@ class ShortestQueue(_Base):
     def choose(self, workers: Sequence[Worker], affinity: Affinity, now: float) -> Worker:
         if len(workers) == 1:
             return workers[0]
-        willing = _not_avoided(workers, now)
+        willing = _willing(workers, now)
         costs = [cost(worker, now) for worker in willing]
         lowest = min(costs)
         return self._rng.choice([worker for worker, its in zip(willing, costs, strict=True) if its == lowest])
@@ -126,8 +137,8 @@ class PowerOfTwo(_Base):
         first = int(draw() * count)
         second = int(draw() * (count - 1))
         one, other = workers[first], workers[second if second < first else second + 1]
-        if one.avoid_until > now or other.avoid_until > now:
-            willing = _not_avoided(workers, now)
+        if one.circuit.avoid_until > now or other.circuit.avoid_until > now:
+            willing = _willing(workers, now)
             return min(self._rng.sample(willing, min(2, len(willing))), key=lambda worker: cost(worker, now))
         return other if cost(other, now) < cost(one, now) else one
 
@@ -151,7 +162,7 @@ class _WorkerRing:
     def owner(self, key: bytes, among: Container[str], now: float) -> Worker | None:
         """The first worker from the key's place on that is `among` these and not avoided."""
         for worker_id in self._ring.around(key):
-            if worker_id in among and (worker := self._by_id.get(worker_id)) and worker.avoid_until <= now:
+            if worker_id in among and (worker := self._by_id.get(worker_id)) and worker.circuit.avoid_until <= now:
                 return worker
         return None
 
@@ -222,7 +233,7 @@ class PrefixAware(_Base):
         first_unknown = prefix[known : known + BLOCK_BYTES]
         if known >= KNOWN_SHARE * min(len(prefix), MAX_KEY_BYTES):
             for holders in match.holders():
-                willing = [id for id in holders if (worker := by_id.get(id)) and worker.avoid_until <= now]
+                willing = [id for id in holders if (worker := by_id.get(id)) and worker.circuit.avoid_until <= now]
                 if len(willing) == 1:
                     return by_id[willing[0]]
                 if willing:

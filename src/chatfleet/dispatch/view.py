@@ -7,6 +7,8 @@ and it does not answer a probe of the gateway's own. So a controller that restar
 """
 
 import math
+from collections.abc import Callable
+from itertools import islice
 from typing import Final, Protocol
 
 from chatfleet.core.fleet import (
@@ -19,9 +21,10 @@ from chatfleet.core.fleet import (
     WorkerGone,
     WorkerInfo,
 )
+from chatfleet.dispatch.breaker import Breaker, CircuitState
+from chatfleet.observability.circuits import MAX_CIRCUITS, CircuitNumbers
 
 REPROBE_S: Final = 5.0
-AVOID_S: Final = 1.0
 SMOOTHING_S: Final = 20.0
 """Over about how long the reports of a worker's load are averaged. Each is of one moment, and old at the next: gateways
 that take the last one for the truth run to the same worker together (docs/routing.md has the numbers)."""
@@ -47,21 +50,35 @@ class Lossable(Protocol):
 
 
 class Worker:
-    """A worker in the view, and the requests of this gateway that it has."""
+    """A worker in the view, the requests of this gateway that it has, and whether it is well with them.
 
-    def __init__(self, info: WorkerInfo) -> None:
+    `on_circuit` is called after each change of its circuit breaker, with it and the state before.
+    """
+
+    def __init__(
+        self, info: WorkerInfo, on_circuit: "Callable[[Worker, CircuitState], None]" = lambda worker, before: None
+    ) -> None:
         self.info = info
-        self.avoid_until = 0.0
-        """Until when others are preferred: it has just failed a request, and an idle worker looks tempting."""
+        self.circuit = Breaker(lambda before: on_circuit(self, before))
+        self.has_failures = False
+        """Whether the last request that is known of has failed; only then a success is worth telling."""
+        self.is_probed = False
+        """Whether a probe of it is under way."""
         self._requests: dict[Lossable, None] = {}
         self._others = 0.0
         self._reported_at = -math.inf
         self.doubts: dict[str, float | None] = {}
         """By controller that has known it: None while it does, else when its absence begins to count."""
 
-    def failed(self, now: float) -> None:
-        """It could not be reached, or broke off."""
-        self.avoid_until = now + AVOID_S
+    def failed(self, now: float, *, unreachable: bool = False) -> None:
+        """It could not be reached (`unreachable`), or broke off."""
+        self.has_failures = True
+        self.circuit.failed(now, unreachable=unreachable)
+
+    def succeeded(self) -> None:
+        """It has answered. Need not be told while it has no failures."""
+        self.has_failures = False
+        self.circuit.succeeded()
 
     @property
     def in_flight(self) -> int:
@@ -71,10 +88,14 @@ class Worker:
     def begin(self, request: Lossable) -> None:
         """Count a request, until its `end`."""
         self._requests[request] = None
+        if self.circuit.state:
+            self.circuit.began(request)
 
     def end(self, request: Lossable) -> None:
         """Idempotent."""
         self._requests.pop(request, None)
+        if self.circuit.state:
+            self.circuit.ended(request)
 
     def lose(self) -> None:
         """Tell all requests that it is dead."""
@@ -105,6 +126,13 @@ class Worker:
             latest = max(latest, absent_from)
         return latest
 
+    def probe_at(self) -> float:
+        """When it is to be probed, for its life or its circuit; infinity while that is not known."""
+        if self.is_probed:
+            return math.inf
+        doubtful_from = self.doubtful_from()
+        return self.circuit.probe_at if doubtful_from is None else min(doubtful_from, self.circuit.probe_at)
+
 
 class FleetView:
     """Every known worker, and those that can be chosen, by model."""
@@ -115,6 +143,9 @@ class FleetView:
         self._positions: dict[str, tuple[str, int, int]] = {}  # by source: controller id, epoch, version
         self._departed: dict[str, None] = {}  # deregistered ids, which another controller may still name
         self._left_at: dict[str, float] = {}
+        self._opened: dict[tuple[str, str], int] = {}  # circuits, by model and URL
+        self.on_circuit: Callable[[Worker, CircuitState], None] = lambda worker, before: None
+        """Called after each change of a known worker's circuit, with the state before."""
 
     def models(self) -> dict[str, ModelInfo]:
         """The models that can be asked now, by name in alphabetical order."""
@@ -170,27 +201,51 @@ class FleetView:
         return set(self._workers)
 
     def doubtful(self, now: float) -> list[Worker]:
-        """The workers to probe now."""
-        return [
-            worker for worker in self._workers.values() if (due := worker.doubtful_from()) is not None and due <= now
-        ]
+        """The workers to probe now: no controller vouches for them, or requests to them fail."""
+        return [worker for worker in self._workers.values() if worker.probe_at() <= now]
 
-    def next_doubt(self) -> float | None:
-        """When `doubtful` has something next."""
-        return min(
-            (due for worker in self._workers.values() if (due := worker.doubtful_from()) is not None), default=None
-        )
+    def next_doubt(self) -> float:
+        """When `doubtful` has something next; infinity while that is not known."""
+        return min((worker.probe_at() for worker in self._workers.values()), default=math.inf)
 
-    def probed(self, worker: Worker, *, alive: bool, now: float) -> None:
-        """The outcome of a probe. A controller may have spoken for the worker meanwhile: then it stays."""
-        if worker.doubtful_from() is None:
-            return
+    def probed(self, worker: Worker, *, alive: bool, now: float) -> bool:
+        """The outcome of a probe; whether the worker is gone now. A controller that vouches for it keeps it."""
+        worker.circuit.probed(alive=alive, now=now)
+        doubtful_from = worker.doubtful_from()
+        if doubtful_from is None or doubtful_from > now:
+            return False
         if alive:
             worker.doubts = dict.fromkeys(worker.doubts, now + REPROBE_S)
-        else:
-            self._workers.pop(worker.info.worker_id, None)
-            self._index(now)
-            worker.lose()
+            return False
+        self._workers.pop(worker.info.worker_id, None)
+        self._index(now)
+        worker.lose()
+        return True
+
+    def troubled(self) -> list[Worker]:
+        """The workers whose circuit is not closed."""
+        return [worker for worker in self._workers.values() if worker.circuit.state]
+
+    def circuits(self) -> list[CircuitNumbers]:
+        """For /metrics, in any order; of a fleet with more than MAX_CIRCUITS workers those that have trouble."""
+        worst_first = sorted(self._workers.values(), key=lambda worker: -worker.circuit.state)
+        return [
+            *(CircuitNumbers(model, url, opened=opened) for (model, url), opened in self._opened.items()),
+            *(
+                CircuitNumbers(_model_label(worker.info), worker.info.url, state=int(worker.circuit.state))
+                for worker in islice(worst_first, MAX_CIRCUITS)
+            ),
+        ]
+
+    def _circuit_changed(self, worker: Worker, before: CircuitState) -> None:
+        if self._workers.get(worker.info.worker_id) is not worker:  # it is gone, and its last requests fail
+            return
+        if worker.circuit.state is CircuitState.OPEN:
+            key = _model_label(worker.info), worker.info.url
+            if key not in self._opened and len(self._opened) >= MAX_CIRCUITS:
+                key = "", ""
+            self._opened[key] = self._opened.get(key, 0) + 1
+        self.on_circuit(worker, before)
 
     def _advance(self, source: str, event: WorkerChanged | WorkerGone | ControllerAlive) -> None:
         if source not in self._positions:
@@ -227,7 +282,7 @@ class FleetView:
             return
         worker = self._workers.get(info.worker_id)
         if worker is None:
-            worker = self._workers[info.worker_id] = Worker(info)
+            worker = self._workers[info.worker_id] = Worker(info, self._circuit_changed)
         worker.info = info
         worker.doubts[source] = None
 
@@ -260,3 +315,8 @@ class FleetView:
             for name, left_at in self._left_at.items()
             if name not in self._by_model and now - left_at < MODEL_MEMORY_S
         }
+
+
+def _model_label(info: WorkerInfo) -> str:
+    """The one model that a worker serves, under its first name if it is ours; empty if there are several."""
+    return info.models[0].id if len(info.models) == 1 or (info.models and info.kind == "chatfleet") else ""

@@ -1,17 +1,21 @@
-"""Keeps a FleetView true: watches every controller, and probes the workers that none vouches for."""
+"""Keeps a FleetView true: watches every controller, and probes the workers that none vouches for or that fail."""
 
 import asyncio
 import logging
+import math
 import random
+import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 import aiohttp
 from pydantic import BaseModel
 
 from chatfleet.core.fleet import ALIVE_INTERVAL_S
+from chatfleet.dispatch.breaker import CircuitState
+from chatfleet.dispatch.circuit_reports import CircuitReports
 from chatfleet.dispatch.view import FleetView, Gap, Worker
 from chatfleet.http.control import WARN_AFTER, ControllerClient, ControllerError, bearer, read_bounded, retry_delay_s
 
@@ -23,7 +27,10 @@ _MAX_READY_BYTES: Final = 64 * 1024
 
 
 class FleetWatch:
-    """Runs between `start` and `aclose`. `on_change` is called after every change of the view."""
+    """Runs between `start` and `aclose`. `on_change` is called after every change of the view.
+
+    Controllers are told of the circuits that are not closed.
+    """
 
     def __init__(
         self,
@@ -35,15 +42,19 @@ class FleetWatch:
     ) -> None:
         self._session = session
         self._clients = [ControllerClient(session, url, token) for url in controller_urls]
+        gateway_id = secrets.token_hex(8)
+        self._reports = [CircuitReports(client, gateway_id, view) for client in self._clients]
         self._view = view
         self._on_change = on_change
         self._rng = random.Random()
         self._view_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        view.on_circuit = self._circuit_changed
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._follow(client)) for client in self._clients]
         self._tasks.append(asyncio.create_task(self._probe_doubtful()))
+        self._tasks += [asyncio.create_task(reports.run()) for reports in self._reports]
 
     async def aclose(self) -> None:
         for task in self._tasks:
@@ -76,22 +87,38 @@ class FleetWatch:
         self._view_changed.set()
         self._on_change()
 
+    def _circuit_changed(self, worker: Worker, before: CircuitState) -> None:
+        info, circuit = worker.info, worker.circuit
+        if before is CircuitState.CLOSED:
+            words = "others are preferred to the worker %s at %s until it is well: %d requests in a row have failed"
+            logger.warning(words, info.worker_id, info.url, circuit.failures)
+        elif circuit.state is CircuitState.CLOSED:
+            logger.info("the worker %s at %s is well again", info.worker_id, info.url)
+        self._view_changed.set()
+        for reports in self._reports:
+            reports.changed()
+
     async def _probe_doubtful(self) -> None:
-        while True:
-            self._view_changed.clear()
-            due = self._view.next_doubt()
-            try:
-                async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
-                    await self._view_changed.wait()
-            except TimeoutError:
-                await asyncio.gather(*map(self._probe, self._view.doubtful(time.monotonic())))
+        """One that does not answer must not keep the others waiting."""
+        async with asyncio.TaskGroup() as probes:
+            while True:
+                self._view_changed.clear()
+                for worker in self._view.doubtful(time.monotonic()):
+                    worker.is_probed = True
+                    probes.create_task(self._probe(worker))
+                due = self._view.next_doubt()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if due == math.inf else max(0.0, due - time.monotonic())):
+                        await self._view_changed.wait()
 
     async def _probe(self, worker: Worker) -> None:
-        alive = await self._is_alive(worker)
-        if not alive:
+        try:
+            alive = await self._is_alive(worker)
+        finally:
+            worker.is_probed = False
+        if self._view.probed(worker, alive=alive, now=time.monotonic()):
             logger.warning("the worker %s at %s is gone", worker.info.worker_id, worker.info.url)
-        self._view.probed(worker, alive=alive, now=time.monotonic())
-        self._on_change()
+        self._changed()
 
     async def _is_alive(self, worker: Worker) -> bool:
         """Whether this very worker answers; a new one on its port is another one. Our own are asked without the token:

@@ -5,6 +5,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from chatfleet.observability.circuits import CircuitNumbers
 from chatfleet.observability.histogram import LATENCY_EDGES, Histogram
 from chatfleet.observability.requests import EndpointNumbers
 
@@ -129,6 +130,31 @@ def forwarding_families(requests: Sequence[EndpointNumbers]) -> list[Metric]:
             "Requests sent to another worker, because one could not be reached.",
             ("model_name",),
             (((one.model_name,), one.retries) for one in _by_model(requests)),
+        ),
+        counter(
+            "chatfleet:idempotent_replays",
+            "Requests that got the answer to an earlier one with their Idempotency-Key, and are not counted otherwise.",
+            ("endpoint",),
+            (((one.endpoint,), one.idempotent_replays) for one in requests if not one.model_name),
+        ),
+    ]
+
+
+def circuit_families(circuits: Sequence[CircuitNumbers]) -> list[Metric]:
+    """What a server has that leaves out workers which fail."""
+    labels = ("model_name", "worker")
+    return [
+        gauge(
+            "chatfleet:worker_circuit_state",
+            "Whether a worker gets requests: 0 closed (it does), 1 half-open (one at a time), 2 open (it fails them).",
+            labels,
+            (((one.model_name, one.worker), one.state) for one in circuits if one.state is not None),
+        ),
+        counter(
+            "chatfleet:worker_circuit_opened",
+            "How often a worker was left out because requests to it failed.",
+            labels,
+            (((one.model_name, one.worker), one.opened) for one in circuits),
         ),
     ]
 

@@ -9,8 +9,15 @@ from typing import Final
 import msgspec
 from prometheus_client.core import Metric
 
+from chatfleet.observability.circuits import CircuitNumbers, merged
 from chatfleet.observability.exposition import Scrape
-from chatfleet.observability.families import forwarding_families, gauge, generation_families, request_families
+from chatfleet.observability.families import (
+    circuit_families,
+    forwarding_families,
+    gauge,
+    generation_families,
+    request_families,
+)
 from chatfleet.observability.requests import RequestMetrics, summed
 from chatfleet.observability.sharing import ProcessNumbers, SharedFile, is_alive
 
@@ -21,8 +28,8 @@ class GatewayMetrics(RequestMetrics):
     """What a gateway process counts. Used on one event loop.
 
     `endpoints` are the paths that workers answer. `upstream_connections` gives how many connections to workers are
-    open, `workers` how many workers each model has in this gateway's view. With a `file`, `sharing` must be entered
-    before the first scrape.
+    open, `workers` how many workers each model has in this gateway's view, `circuits` the breakers before them. With a
+    `file`, `sharing` must be entered before the first scrape.
     """
 
     def __init__(
@@ -31,11 +38,14 @@ class GatewayMetrics(RequestMetrics):
         *,
         upstream_connections: Callable[[], int],
         workers: Callable[[], Mapping[str, int]],
+        circuits: Callable[[], Iterable[CircuitNumbers]],
         file: SharedFile | None = None,
     ) -> None:
         super().__init__(endpoints)
         self._upstream_connections = upstream_connections
         self._workers = workers
+        self._circuits = circuits
+        self._circuits_before: list[CircuitNumbers] = []
         self._file = file
         self._writing = asyncio.Lock()
         self._written = b""
@@ -52,6 +62,7 @@ class GatewayMetrics(RequestMetrics):
         if (before := await asyncio.to_thread(self._file.read)) is not None:
             for one in before.requests:
                 self.of(one.model_name, one.endpoint).add(one, alive=False)
+            self._circuits_before = before.circuits
         ending = asyncio.Event()
         publishing = asyncio.create_task(self._publish_until(ending))
         try:
@@ -76,7 +87,8 @@ class GatewayMetrics(RequestMetrics):
 
     async def _publish(self) -> bytes:
         async with self._writing:
-            numbers = ProcessNumbers(os.getpid(), self.all(), self._upstream_connections())
+            circuits = merged([(self._circuits_before, False), (self._circuits(), True)])
+            numbers = ProcessNumbers(os.getpid(), self.all(), self._upstream_connections(), circuits)
             encoded = msgspec.json.encode(numbers)
             if self._file is not None and encoded != self._written:
                 await asyncio.to_thread(self._file.write, encoded)
@@ -88,11 +100,13 @@ class GatewayMetrics(RequestMetrics):
         processes = {"": own} if self._file is None else {self._file.name: own, **dict(self._file.others())}
         living = {name: one for name, one in processes.items() if one is own or is_alive(one.pid)}
         requests = summed((one.requests, name in living) for name, one in processes.items())
+        circuits = merged((one.circuits, name in living) for name, one in processes.items())
         connections = sum(one.upstream_connections for one in living.values())
         families: list[Metric] = [
             *request_families(requests),
             *generation_families(requests),
             *forwarding_families(requests),
+            *circuit_families(circuits),
             gauge("chatfleet:upstream_connections", "Open connections to workers.", (), [((), connections)]),
             gauge(
                 "chatfleet:workers",

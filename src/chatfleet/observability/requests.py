@@ -36,6 +36,8 @@ class EndpointNumbers(msgspec.Struct):
     """Requests sent to another worker, because one could not be reached."""
     streams_broken: int = 0
     """Streams that began (200) and then ended with an error, which was not the client's leaving."""
+    idempotent_replays: int = 0
+    """Requests that got the answer to an earlier one with their Idempotency-Key; they are not counted otherwise."""
     in_flight: int = 0
 
     @classmethod
@@ -74,6 +76,7 @@ class EndpointNumbers(msgspec.Struct):
         self.completion_tokens += other.completion_tokens
         self.retries += other.retries
         self.streams_broken += other.streams_broken
+        self.idempotent_replays += other.idempotent_replays
         if alive:
             self.in_flight += other.in_flight
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from chatfleet.observability.circuits import CircuitNumbers
 from chatfleet.observability.requests import EndpointNumbers
 
 FILE_VARIABLE: Final = "CHATFLEET_METRICS_FILE"
@@ -29,6 +30,7 @@ class ProcessNumbers(msgspec.Struct):
     pid: int
     requests: list[EndpointNumbers]
     upstream_connections: int = 0
+    circuits: list[CircuitNumbers] = []
 
 
 class SharedFile:
