@@ -7,6 +7,7 @@ import pytest
 
 from support.processes import THROUGH, Endpoint, endpoint
 from support.raw_upstream import RawFleet, raw_fleet
+from support.wire import RawConnection, head
 
 
 @pytest.fixture
@@ -14,7 +15,8 @@ def http(simulated_endpoint: Endpoint) -> Iterator[httpx.Client]:
     """A client of the plain simulated endpoint, which must outlive whatever the test does to it."""
     with simulated_endpoint.http() as client:
         yield client
-        assert client.get("/ready").status_code == 200
+    with RawConnection(simulated_endpoint.url) as connection:  # a new one: the test may have spoilt the client's
+        assert connection.send(head("GET", "/ready")).read_response().status == 200
     assert simulated_endpoint.alive()
 
 

@@ -51,6 +51,7 @@ def test_a_heartbeat_registers_and_says_when_the_next_is_wanted(controller: http
         "epoch": snapshot["epoch"],
         "heartbeat_interval_s": 5.0,
         "expiry_s": 15.0,
+        "drain": False,
     }
     assert snapshot["expiry_s"] == 15.0
     assert snapshot["controller_id"] == f"{socket.gethostname()}:{controller.base_url.port}"

@@ -73,7 +73,7 @@ def test_a_killed_engine_ends_every_request_with_an_error_and_comes_back(worker:
         engine.kill()
         for connection in streams:
             error = last_event(connection)
-            assert error["type"] == "server_error" and error["code"] == "engine_error"
+            assert error["type"] == "server_error" and error["code"] == "engine_crashed"
             assert "restarted" in error["message"]
         for connection in wholes:
             response = connection.read_response()

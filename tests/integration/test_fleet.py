@@ -20,6 +20,9 @@ from support.wire import PATIENCE_S, Json, chat_texts, chunks, error_object, fai
 CHAT = "/v1/chat/completions"
 TOKEN = "the-token-of-this-fleet"
 QUICK = ("--heartbeat-interval", "0.2", "--expiry", "1.5")
+SOON = ("--retry-timeout", "0.3")
+"""Of a gateway whose clients are told soon that nobody is there."""
+
 SIMULATED = ("--engine", "simulated", "--sim-itl-ms", "20")
 
 
@@ -111,7 +114,7 @@ def test_a_killed_worker_leaves_the_view_and_its_requests_fail_cleanly() -> None
         controller.http() as fleet,
         WorkerProcess("stays", *SIMULATED, *joining(controller)),
         WorkerProcess("dies", *SIMULATED, *joining(controller)) as worker,
-        GatewayProcess(controllers=[controller], models=["stays", "dies"]) as gateway,
+        GatewayProcess(*SOON, controllers=[controller], models=["stays", "dies"]) as gateway,
         gateway.http() as http,
     ):
         with http.stream("POST", CHAT, json=request("dies", tokens=1000, stream=True)) as response:
@@ -138,7 +141,7 @@ def test_a_worker_that_falls_silent_does_not_keep_its_requests_for_ever() -> Non
     with (
         ControllerProcess(*QUICK) as controller,
         WorkerProcess("m", *SIMULATED, *joining(controller)) as worker,
-        GatewayProcess(controllers=[controller], models=["m"]) as gateway,
+        GatewayProcess(*SOON, controllers=[controller], models=["m"]) as gateway,
         gateway.http() as http,
         ThreadPoolExecutor() as pool,
     ):
@@ -269,7 +272,7 @@ def test_a_fleet_with_a_token_knows_its_own_and_nobody_else() -> None:
         WorkerProcess("ours", *SIMULATED, *joining(controller), env=ours) as worker,
         WorkerProcess("theirs", *SIMULATED, *joining(controller), env=theirs) as stranger,
         GatewayProcess(controllers=[controller], models=["ours"], env=ours) as gateway,
-        GatewayProcess(controllers=[controller], env=theirs) as outsider,
+        GatewayProcess(*SOON, controllers=[controller], env=theirs) as outsider,
         gateway.http() as http,
     ):
         until(lambda: "refused (401)" in stranger.output and "refused (401)" in outsider.output, "they say why")
@@ -291,7 +294,7 @@ def test_a_server_that_is_not_ours_goes_and_comes_back() -> None:
         FakeOpenAI("theirs") as fake,
         ControllerProcess(*QUICK) as controller,
         controller.http() as fleet,
-        GatewayProcess(controllers=[controller]) as gateway,
+        GatewayProcess(*SOON, controllers=[controller]) as gateway,
         gateway.http() as http,
     ):
         assert fleet.post("/fleet/servers", json={"url": fake.url}).status_code == 200

@@ -4,6 +4,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import pytest
 from support.fake_openai import FakeOpenAI, Reply, http_answer, stream_chunk, stream_head
 from support.fleet import beat, until, worker_json
 from support.processes import CommandProcess, ControllerProcess, GatewayProcess, WorkerProcess
+from support.raw_upstream import ONE_TRY
 from support.wire import PATIENCE_S, RawConnection, chat_texts, chunks, error_object, events, failed, user
 
 CHAT = "/v1/chat/completions"
@@ -44,9 +47,13 @@ def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
         yield client
 
 
+_NUMBERS = count()
+
+
 def ask(http: httpx.Client, model: str | None = "one", **fields: Any) -> httpx.Response:
+    """Each time with another body: one that a worker broke off is quarantined."""
     named = {} if model is None else {"model": model}
-    return http.post(CHAT, json={**named, "messages": user("hi"), "max_tokens": 4, **fields})
+    return http.post(CHAT, json={**named, "messages": user(f"hi {next(_NUMBERS)}"), "max_tokens": 4, **fields})
 
 
 def test_every_model_of_the_fleet_is_one_endpoint(http: httpx.Client) -> None:
@@ -237,11 +244,14 @@ def test_the_word_of_a_proxy_counts_if_it_is_trusted(controller: ControllerProce
 
 
 class fleet_with:  # noqa: N801 - used as a function
-    """A client of a gateway before servers that are not ours."""
+    """A client of a gateway, with these `options`, before servers that are not ours."""
 
-    def __init__(self, fake: FakeOpenAI, *others: FakeOpenAI, **registration: Any) -> None:
+    def __init__(
+        self, fake: FakeOpenAI, *others: FakeOpenAI, options: tuple[str, ...] = (), **registration: Any
+    ) -> None:
         self._fake = fake
         self._fakes = (fake, *others)
+        self._options = options
         self._registration = registration
 
     def __enter__(self) -> tuple[httpx.Client, GatewayProcess]:
@@ -250,7 +260,7 @@ class fleet_with:  # noqa: N801 - used as a function
             for fake in self._fakes:
                 registered = http.post("/fleet/servers", json={"url": fake.url, **self._registration})
                 assert registered.status_code == 200, registered.text
-        arguments = ("--keep-alive-interval", "0.3")
+        arguments = ("--keep-alive-interval", "0.3", *self._options)
         names = [model["id"] for model in self._fake.models]
         self._gateway = GatewayProcess(*arguments, controllers=[self._controller], models=names)
         self._fake.requests.clear()
@@ -272,6 +282,13 @@ def fake() -> Iterator[FakeOpenAI]:
 @pytest.fixture(scope="module")
 def foreign(fake: FakeOpenAI) -> Iterator[tuple[httpx.Client, GatewayProcess]]:
     with fleet_with(fake, api_key="sk-upstream", allowed_fields=["priority"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def foreign_once(fake: FakeOpenAI) -> Iterator[tuple[httpx.Client, GatewayProcess]]:
+    """Before the same server, and nothing is tried again."""
+    with fleet_with(fake, api_key="sk-upstream", options=ONE_TRY) as found:
         yield found
 
 
@@ -356,7 +373,7 @@ def test_no_header_of_a_worker_reaches_a_client_but_the_allowed(fake: FakeOpenAI
 def test_a_server_that_is_not_ours_gets_no_field_that_reaches_into_it(fake: FakeOpenAI, foreign: Foreign) -> None:
     http, _ = foreign
     fake.reply = lambda write: write(http_answer(b"{}"))
-    answer = ask(http, chat_template="{{ 1 }}", kv_transfer_params={}, priority=1, top_k=5)
+    answer = ask(http, messages=user("hi"), chat_template="{{ 1 }}", kv_transfer_params={}, priority=1, top_k=5)
     assert json.loads(fake.bodies[-1]) == {
         "model": "one",
         "messages": user("hi"),
@@ -383,9 +400,11 @@ def test_errors_of_other_servers_get_the_one_form(
 ) -> None:
     http, _ = foreign
     fake.reply = lambda write: write(http_answer(body, status=status, content_type="text/plain"))
+    fake.bodies.clear()
     for stream in (False, True):
         error = failed(ask(http, stream=stream), status)
         assert (error["type"], error["code"]) == (kind, code) and message in error["message"]
+    assert len(fake.bodies) == 2, "an answer, even one of 503, is not asked for again where there is no other server"
 
 
 WHOLE: Reply = lambda write: write(http_answer(b"{}"))  # noqa: E731
@@ -399,11 +418,13 @@ NO_ANSWERS: dict[str, Callable[[Callable[[bytes], object]], object]] = {
     "no content": lambda write: write(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "a status that is none": lambda write: write(http_answer(b"{}", status=600)),
     "a compressed answer": lambda write: write(http_answer(b"{}", "content-encoding: gzip")),
-    "nothing": lambda write: None,
     "garbage": lambda write: write(b"\x00\x01garbage\r\n\r\n"),
+    "a broken stream": lambda write: write(stream_head() + b"zz\r\nno chunk"),
+}
+BROKEN_OFF: dict[str, Callable[[Callable[[bytes], object]], object]] = {
+    "nothing": lambda write: None,
     "half a head": lambda write: write(b"HTTP/1.1 200 OK\r\ncontent-type: appl"),
     "half a body": lambda write: write(http_answer(b"{}").replace(b"length: 2", b"length: 200")),
-    "a broken stream": lambda write: write(stream_head() + b"zz\r\nno chunk"),
 }
 
 
@@ -411,13 +432,45 @@ NO_ANSWERS: dict[str, Callable[[Callable[[bytes], object]], object]] = {
 def test_an_answer_that_is_none_is_a_502(fake: FakeOpenAI, foreign: Foreign, case: str) -> None:
     http, gateway = foreign
     fake.reply = NO_ANSWERS[case]
+    fake.bodies.clear()
     for stream in (False, True):
         failed(ask(http, stream=stream), 502, code="worker_failed")
+    assert len(fake.bodies) == 4, "each was sent again once"
     assert "sk-upstream" not in gateway.output
 
 
-def test_a_worker_that_breaks_off_inside_a_stream_ends_it_with_an_error(fake: FakeOpenAI, foreign: Foreign) -> None:
+@pytest.mark.parametrize("case", BROKEN_OFF)
+def test_a_request_that_a_server_breaks_off_twice_is_a_500_and_sent_no_more(
+    fake: FakeOpenAI, foreign: Foreign, case: str
+) -> None:
     http, gateway = foreign
+    fake.reply = BROKEN_OFF[case]
+    for stream in (False, True):
+        fake.bodies.clear()
+        number = next(_NUMBERS)
+        for _ in range(2):
+            answer = ask(http, stream=stream, messages=user(f"deadly {number}"))
+            failed(answer, 500, code="worker_crashed")
+            assert answer.headers["x-should-retry"] == "false"
+        assert len(fake.bodies) == 2, "twice, and not at all when it came again"
+    assert "sk-upstream" not in gateway.output
+
+
+@pytest.mark.parametrize("case", ["garbage", *BROKEN_OFF])
+def test_an_answer_that_is_good_the_second_time_is_the_answer(fake: FakeOpenAI, foreign: Foreign, case: str) -> None:
+    http, _ = foreign
+    for stream in (False, True):
+        replies = iter([{**NO_ANSWERS, **BROKEN_OFF}[case], STREAMED if stream else WHOLE])
+        fake.reply = lambda write, replies=replies: next(replies)(write)  # type: ignore[misc]
+        assert ask(http, stream=stream).status_code == 200
+        assert next(replies, None) is None
+
+
+def test_a_worker_that_breaks_off_inside_a_stream_ends_it_with_an_error(
+    fake: FakeOpenAI, foreign_once: Foreign
+) -> None:
+    """Where nobody may go on with it."""
+    http, gateway = foreign_once
     chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "one"}
     delta = {"index": 0, "delta": {"role": "assistant", "content": "half"}, "finish_reason": None}
     event = b"data: " + json.dumps({**chunk, "choices": [delta]}).encode() + b"\r\n\r\n"
@@ -438,8 +491,10 @@ def test_a_worker_that_breaks_off_inside_a_stream_ends_it_with_an_error(fake: Fa
             next(iter(stream))
 
 
-def test_a_stream_whose_end_may_be_the_workers_death_is_no_whole_answer(fake: FakeOpenAI, foreign: Foreign) -> None:
-    http, _ = foreign
+def test_a_stream_whose_end_may_be_the_workers_death_is_no_whole_answer(
+    fake: FakeOpenAI, foreign_once: Foreign
+) -> None:
+    http, _ = foreign_once
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
     for rest in (b"data: 2\n\n", b'data: {"half'):
         fake.reply = lambda write, rest=rest: write(head + b"data: 1\n\n" + rest)  # type: ignore[misc]
@@ -470,13 +525,31 @@ def test_events_are_framed_as_openai_frames_them_whatever_the_worker_does(fake: 
     assert ask(http, stream=True).content == b'data: {"a": 1}\n\ndata: 2\n\ndata: [DONE]\n\n'
 
 
-def test_a_server_that_is_down_is_a_502_and_one_that_is_back_answers() -> None:
-    with FakeOpenAI("one") as fake, fleet_with(fake) as (http, _):
+def test_a_server_that_is_down_for_too_long_is_a_502_and_one_that_is_back_answers() -> None:
+    with FakeOpenAI("one") as fake, fleet_with(fake, options=("--retry-timeout", "0.1")) as (http, _):
         fake.stop()
         for stream in (False, True):
             failed(ask(http, stream=stream), 502, code="worker_failed")
         fake.start()
         assert ask(http).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_waits_for_a_server_that_is_down_for_a_moment(stream: bool) -> None:
+    options = ("--retry-timeout", str(PATIENCE_S))
+    with (
+        FakeOpenAI("one") as fake,
+        fleet_with(fake, options=options) as (http, gateway),
+        ThreadPoolExecutor() as pool,
+    ):
+        fake.stop()
+        answer = pool.submit(ask, http, stream=stream)
+        until(lambda: f"at {fake.url} failed a request" in gateway.output, "it was not reached")
+        assert not answer.done()
+        fake.reply = STREAMED if stream else WHOLE
+        fake.start()
+        assert answer.result(timeout=PATIENCE_S).status_code == 200
+        assert len(fake.bodies) == 1
 
 
 def test_a_worker_that_cannot_be_reached_is_no_loss_while_another_can() -> None:

@@ -140,9 +140,10 @@ def test_a_stream_is_whole_before_the_next_answer_begins(fleet: RawFleet) -> Non
 
 
 def test_requests_may_be_cut_anywhere(fleet: RawFleet) -> None:
-    chunked = b"".join(b"1;a=b\r\n%b\r\n" % bytes([byte]) for byte in json.dumps(ask()).encode()) + b"0\r\nx: y\r\n\r\n"
+    first, second = json.dumps(ask()).encode(), json.dumps(ask(stream=True)).encode()
+    chunked = b"".join(b"1;a=b\r\n%b\r\n" % bytes([byte]) for byte in first) + b"0\r\nx: y\r\n\r\n"
     request = head("POST", CHAT, named("chunked"), "transfer-encoding: chunked") + chunked
-    request += hot(ask(stream=True), named("length")) + head("GET", "/health", named("cold"))
+    request += hot(second, named("length")) + head("GET", "/health", named("cold"))
     for size in (1, 7, 64, 100):
         with fleet.connect() as connection:
             for start in range(0, len(request), size):
@@ -150,7 +151,7 @@ def test_requests_may_be_cut_anywhere(fleet: RawFleet) -> None:
             answered(connection.read_response(), "chunked")
             answered(connection.read_response(), "length")
             assert connection.read_response().headers["x-request-id"] == "cold"
-    assert {call.body for call in fleet.upstream.calls} == {json.dumps(ask()).encode(), json.dumps(ask(True)).encode()}
+    assert [call.body for call in fleet.upstream.calls] == [first, second] * 4
 
 
 def test_a_head_that_comes_again_says_nothing_of_how_its_body_comes(fleet: RawFleet) -> None:

@@ -18,11 +18,17 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 LARGE_HEAD = 2**16 + 2**15
 
 
-def worker_failed(response: RawResponse) -> None:
-    assert response.status == 502, response
+def worker_failed(response: RawResponse, status: int = 502, code: str = "worker_failed") -> None:
+    assert response.status == status, response
     assert response.headers["content-type"] == "application/json" and response.headers["x-request-id"]
     error = error_object(response.body)
-    assert (error["type"], error["code"]) == ("server_error", "worker_failed")
+    assert (error["type"], error["code"]) == ("server_error", code)
+
+
+def worker_crashed(response: RawResponse) -> None:
+    """It may have died of the request, which the client is told not to send again."""
+    worker_failed(response, 500, "worker_crashed")
+    assert response.headers["x-should-retry"] == "false"
 
 
 def assert_serves(connection: RawConnection, fleet: RawFleet) -> None:
@@ -93,10 +99,10 @@ CUT = {
 
 @pytest.mark.parametrize("end", [Call.close, Call.reset])
 @pytest.mark.parametrize("case", CUT)
-def test_a_whole_answer_that_breaks_off_is_a_502(fleet: RawFleet, case: str, end: Callable[[Call], None]) -> None:
+def test_a_whole_answer_that_breaks_off_is_a_500(fleet: RawFleet, case: str, end: Callable[[Call], None]) -> None:
     fleet.upstream.script = lambda call: (call.body, call.send(CUT[case]), end(call))
     with fleet.connect() as connection:
-        worker_failed(connection.send(hot(ask())).read_response())
+        worker_crashed(connection.send(hot(ask())).read_response())
         assert_serves(connection, fleet)
     assert len(fleet.upstream.calls) == 3, "on a fresh connection the request is not sent again"
 
@@ -234,7 +240,7 @@ def test_a_head_that_comes_again_says_nothing_of_how_its_body_comes(fleet: RawFl
         ways.append([again])
         assert connection.send(hot(ask())).read_response().status == 200
         fleet.upstream.script = lambda call: (call.body, call.send(again[:-1]), call.close())
-        worker_failed(connection.send(hot(ask())).read_response())
+        worker_crashed(connection.send(hot(ask())).read_response())
         assert_serves(connection, fleet)
 
 
@@ -378,12 +384,12 @@ def test_many_pooled_connections_that_died_together_are_no_failure(fleet: RawFle
 
 
 @pytest.mark.parametrize("end", [Call.close, Call.reset])
-def test_a_reused_connection_that_dies_inside_an_answer_is_a_502(fleet: RawFleet, end: Callable[[Call], None]) -> None:
+def test_a_reused_connection_that_dies_inside_an_answer_is_a_500(fleet: RawFleet, end: Callable[[Call], None]) -> None:
     fleet.upstream.script = lambda call: (
         call.serve() if call.position == 1 else (call.body, call.send(b"HTTP/1.1 2"), time.sleep(0.1), end(call))
     )
     with fleet.connect() as connection:
         assert connection.send(hot(ask())).read_response().status == 200
-        worker_failed(connection.send(hot(ask())).read_response())
+        worker_crashed(connection.send(hot(ask())).read_response())
         assert len(fleet.upstream.calls) == 2, "it was not sent again"
         assert_serves(connection, fleet)

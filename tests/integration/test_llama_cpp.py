@@ -71,7 +71,7 @@ def chatfleet(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_llama_cpp_registers_answers_goes_and_comes_back(server: LlamaServer) -> None:
     with (
         ControllerProcess("--heartbeat-interval", "0.5", "--expiry", "2") as controller,
-        GatewayProcess(controllers=[controller]) as gateway,
+        GatewayProcess("--retry-timeout", "0.3", controllers=[controller]) as gateway,
         gateway.http() as http,
     ):
         registered = chatfleet("register", server.url, "--controller-url", controller.url)

@@ -12,6 +12,7 @@ import pytest
 from support.fleet import beat, until, watching, worker_json
 from support.metrics import Scraped, scrape
 from support.processes import CommandProcess, ControllerProcess, GatewayProcess, WorkerProcess
+from support.raw_upstream import ONE_TRY
 from support.serve import ServeProcess
 from support.wire import Json, RawConnection, chunks, failed, user
 
@@ -233,7 +234,7 @@ def test_a_gateway_tells_what_is_in_flight_and_of_clients_that_left(controller: 
 def test_a_gateway_counts_the_streams_that_a_workers_end_breaks(controller: ControllerProcess) -> None:
     with (
         WorkerProcess(*AN_HOUR, "--controller-url", controller.url) as worker,
-        fleet_gateway(controller) as gateway,
+        fleet_gateway(controller, *ONE_TRY) as gateway,
         gateway.http() as http,
     ):
         with http.stream("POST", CHAT, json=STREAM) as response:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from chatfleet.core.fleet import FleetSnapshot, ModelInfo, WorkerInfo
+from chatfleet.dispatch.attempts import Crowd, Patience
 from chatfleet.dispatch.connection import WorkerConnection
 from chatfleet.dispatch.policies import Policies
 from chatfleet.dispatch.upstream import Upstream
@@ -110,7 +111,9 @@ class FakeGateway:
         snapshot = FleetSnapshot(controller_id="c", epoch=1, version=0, expiry_s=1e6, workers=(info,))
         view.apply("c", snapshot, 0.0)
         upstream = Upstream(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-        self.metrics = GatewayMetrics([e.path for e in ENDPOINTS], upstream_connections=lambda: 0, workers=lambda: {})
+        self.metrics = GatewayMetrics(
+            [e.path for e in ENDPOINTS], upstream_connections=int, workers=dict, circuits=tuple
+        )
         plane = DataPlane(
             names=ModelNames(view, {}, None),
             view=view,
@@ -123,6 +126,8 @@ class FakeGateway:
             session_header=b"x-session-id",
             keep_alive_s=15.0,
             recovery_buffer_bytes=1024,
+            patience=Patience(first_event_s=1e6, stall_s=1e6, total_s=1e6, retry_s=0, max_replays=0),
+            crowd=Crowd(1000),
             access_lines=None,
         )
         config = uvicorn.Config(self._answer, interface="asgi3", lifespan="off", log_config=None, access_log=False)

@@ -16,6 +16,9 @@ from support.fleet import beat, until, worker_json
 from support.processes import ControllerProcess, GatewayProcess
 from support.wire import PATIENCE_S, Json, RawConnection, head
 
+ONE_TRY = ("--retry-timeout", "0", "--max-replays", "0")
+"""Options of a gateway that passes on what a worker does, the first time that it does it."""
+
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
 
@@ -102,15 +105,21 @@ class Call:
 Script = Callable[[Call], object]
 
 
+def starting(call: Call) -> None:
+    """Answer a probe as a worker that lives, but has no engine yet."""
+    call.send(whole(b"{}", status=503))
+
+
 class RawUpstream:
     """Gives every request to `script`, in a thread per connection; connections are kept alive.
 
     `calls` are the requests so far, `connections` counts the connections. A connection on which nothing comes for
-    `idle_s` is closed.
+    `idle_s` is closed. Who only asks whether it lives is answered by `ready`, and is not among the calls.
     """
 
     def __init__(self) -> None:
         self.script: Script = Call.serve
+        self.ready: Script = starting
         self.idle_s: float | None = None
         self.calls: list[Call] = []
         self.connections = 0
@@ -139,7 +148,7 @@ class RawUpstream:
 
     def forget(self) -> None:
         """Be as new: no calls, no connections, good answers."""
-        self.script, self.idle_s = Call.serve, None
+        self.script, self.ready, self.idle_s = Call.serve, starting, None
         self.end_connections()
         self.calls = []
 
@@ -166,11 +175,14 @@ class RawUpstream:
                 return
             sock.settimeout(PATIENCE_S)
             call = Call(sock, file, lines, connection, position)
-            self.calls.append(call)
-            self.script(call)
+            if call.target == "/ready":
+                self.ready(call)
+            else:
+                self.calls.append(call)
+                self.script(call)
             if call.is_closed:
                 return
-            assert call.body is not None
+            assert call.method == "GET" or call.body is not None
 
     def __enter__(self) -> Self:
         return self
@@ -218,19 +230,29 @@ class RawFleet:
         assert not trace, rest[:4000]
 
 
+_NUMBERS = count(100_000)
+
+
 @contextmanager
 def raw_fleet(*arguments: str, env: dict[str, str] | None = None, api_key: str | None = None) -> Iterator[RawFleet]:
     """`arguments` and `env` are the gateway's."""
     with RawUpstream() as upstream, ControllerProcess("--expiry", "600", "--heartbeat-interval", "500") as controller:
         with controller.http() as http:
             beat(http, worker_json("raw", upstream.url, "one"))
-        with GatewayProcess(*arguments, controllers=[controller], models=["one"], api_key=api_key, env=env) as gateway:
+        with GatewayProcess(
+            *ONE_TRY, *arguments, controllers=[controller], models=["one"], api_key=api_key, env=env
+        ) as gateway:
             yield RawFleet(upstream, gateway, controller)
 
 
 def ask(stream: bool = False, **fields: object) -> Json:
-    """The body of a good request."""
-    return {"model": "one", "messages": [{"role": "user", "content": "hi"}], "stream": stream, **fields}
+    """The body of a good request, unlike any other: one that a worker broke off is quarantined."""
+    return {
+        "model": "one",
+        "messages": [{"role": "user", "content": f"hi {next(_NUMBERS)}"}],
+        "stream": stream,
+        **fields,
+    }
 
 
 def hot(body: Json | bytes, *headers: str, path: str = CHAT) -> bytes:

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from chatfleet.core.fleet import FleetSnapshot, ModelInfo, WorkerInfo
+from chatfleet.dispatch.attempts import Crowd, Patience
 from chatfleet.dispatch.connection import WorkerConnection
 from chatfleet.dispatch.policies import Policies
 from chatfleet.dispatch.upstream import Upstream
@@ -81,7 +82,7 @@ class Plane:
         self.view = FleetView()
         self.add_worker("w", "m", kind)
         self.metrics = GatewayMetrics(
-            [endpoint.path for endpoint in ENDPOINTS], upstream_connections=lambda: 0, workers=dict
+            [endpoint.path for endpoint in ENDPOINTS], upstream_connections=lambda: 0, workers=dict, circuits=tuple
         )
         self.upstream = Upstream(ssl.create_default_context())
         self.plane = DataPlane(
@@ -96,6 +97,8 @@ class Plane:
             session_header=b"x-session-id",
             keep_alive_s=15.0,
             recovery_buffer_bytes=1024,
+            patience=Patience(first_event_s=1e6, stall_s=1e6, total_s=1e6, retry_s=0, max_replays=0),
+            crowd=Crowd(1000),
             access_lines=None,
         )
         self.worker = FakeTransport()

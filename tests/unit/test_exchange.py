@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfleet.core.errors import ServingError, WorkerFailed, WorkerUnreachable
+from chatfleet.core.errors import ServingError, WorkerBrokeOff, WorkerFailed, WorkerUnreachable
 from chatfleet.core.fleet import ModelInfo, WorkerInfo
 from chatfleet.dispatch import exchange as exchange_module
 from chatfleet.dispatch.exchange import Exchange
@@ -210,7 +210,7 @@ async def settle() -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_a_stale_connection_is_no_failure_and_a_worker_that_is_not_there_is_unreachable() -> None:
+async def test_a_worker_that_is_not_there_behind_a_stale_connection_may_have_died_of_the_request() -> None:
     """Nothing listens where the second connection would go."""
     told = asyncio.Event()
     fleet, asker = Fleet(), Asker(lambda name: told.set())
@@ -220,7 +220,7 @@ async def test_a_stale_connection_is_no_failure_and_a_worker_that_is_not_there_i
     fleet.lose()
     assert not asker.outcomes and fleet.worker.in_flight == 1
     await told.wait()
-    assert isinstance(asker.error, WorkerUnreachable) and fleet.worker.in_flight == 0
+    assert isinstance(asker.error, WorkerBrokeOff) and fleet.worker.in_flight == 0
 
 
 async def test_a_request_that_is_abandoned_while_it_connects_leaves_nothing() -> None:

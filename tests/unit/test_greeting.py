@@ -14,12 +14,12 @@ from chatfleet.supervisor.log import FleetLog, LogConsole
 from chatfleet.supervisor.parts import Part, Role
 
 PARTS = [
-    Part(name="controller", role=Role.CONTROLLER, command=("true",)),
-    Part(name="a", role=Role.WORKER, command=("true",)),
-    Part(name="a#2", role=Role.WORKER, command=("true",)),
-    Part(name="b", role=Role.WORKER, command=("true",)),
-    Part(name="gateway", role=Role.GATEWAY, command=("true",)),
-    Part(name="gateway#2", role=Role.GATEWAY, command=("true",)),
+    Part(name="controller", role=Role.CONTROLLER, command=("true",), grace_s=1),
+    Part(name="a", role=Role.WORKER, command=("true",), grace_s=1),
+    Part(name="a#2", role=Role.WORKER, command=("true",), grace_s=1),
+    Part(name="b", role=Role.WORKER, command=("true",), grace_s=1),
+    Part(name="gateway", role=Role.GATEWAY, command=("true",), grace_s=1),
+    Part(name="gateway#2", role=Role.GATEWAY, command=("true",), grace_s=1),
 ]
 WORKERS = ("a", "a#2", "b")
 GATEWAYS = ("gateway", "gateway#2")

@@ -141,6 +141,24 @@ def test_the_size_of_the_fleet_is_bounded_and_room_comes_back() -> None:
         registry.hear(beat(small), 3.0)
 
 
+def test_one_that_drains_is_not_ready_whatever_it_says_until_it_leaves() -> None:
+    registry = Registry(EXPIRY_S)
+    registry.hear(beat(worker("w", "http://w:1", "m")), 0.0)
+    resting = worker("w", "http://w:1", "m", ready=False)
+    assert registry.drain("w") == [WorkerChanged(version=2, worker=resting)]
+    assert registry.drain("w") == [] and registry.drain("stranger") == []
+    assert registry.hear(beat(worker("w", "http://w:1", "m"), running=2), 1.0) == []
+    member = registry.get("w")
+    assert member is not None and member.draining and member.load == WorkerLoad(running=2)
+    moved = worker("w", "http://w:2", "m")
+    assert registry.hear(beat(moved), 2.0) == [
+        WorkerChanged(version=3, worker=moved.model_copy(update={"ready": False}))
+    ]
+    registry.deregister("w")
+    registry.hear(beat(moved), 3.0)
+    assert registry.workers() == (moved,), "it has left, and comes anew"
+
+
 WORKER_IDS = st.sampled_from(["a", "b", "c", "d"])
 URLS = st.sampled_from(["http://one:1", "http://two:2", "http://three:3"])
 
@@ -155,6 +173,7 @@ class Replayed(RuleBasedStateMachine):
         self.view: dict[str, WorkerInfo] = {}
         self.version = 0
         self.heard: dict[str, float] = {}
+        self.draining: set[str] = set()
 
     def watch(self, changes: list[FleetChange]) -> None:
         for change in changes:
@@ -166,6 +185,7 @@ class Replayed(RuleBasedStateMachine):
             else:
                 del self.view[change.worker_id]
                 del self.heard[change.worker_id]
+                self.draining.discard(change.worker_id)
 
     @rule(worker_id=WORKER_IDS, url=URLS, models=st.lists(st.sampled_from(["m", "n"]), max_size=2), ready=st.booleans())
     def hear(self, worker_id: str, url: str, models: list[str], ready: bool) -> None:
@@ -177,7 +197,15 @@ class Replayed(RuleBasedStateMachine):
         else:
             self.heard[worker_id] = self.now
             self.watch(changes)
-            assert self.registry.holder(url) == heartbeat.worker
+            ready = ready and worker_id not in self.draining
+            assert self.registry.holder(url) == worker(worker_id, url, *models, ready=ready)
+
+    @rule(worker_id=WORKER_IDS)
+    def drain(self, worker_id: str) -> None:
+        self.watch(self.registry.drain(worker_id))
+        if worker_id in self.view:
+            self.draining.add(worker_id)
+            assert not self.view[worker_id].ready
 
     @rule(worker_id=WORKER_IDS)
     def deregister(self, worker_id: str) -> None:

@@ -108,6 +108,18 @@ def test_what_was_not_given_is_left_to_the_part() -> None:
     }
 
 
+def test_every_part_gets_the_same_time_to_finish_in_and_some_more_until_it_is_killed(listener: socket.socket) -> None:
+    kinds = (ServeSettings, GatewaySettings, WorkerSettings)
+    assert len({kind.model_fields["drain_timeout"].default for kind in kinds}) == 1
+    for given in (settings(engine="simulated"), settings(engine="simulated", drain_timeout=90.5)):
+        (gateway,) = gateway_parts(given, listener, {}, None)
+        (worker,) = worker_parts(given, given.named_models(), {}, workers_per_model=1)
+        for part, kind in ((gateway, GatewaySettings), (worker, WorkerSettings)):
+            loaded = load(kind, dict(part.environment))
+            assert isinstance(loaded, (GatewaySettings, WorkerSettings))
+            assert loaded.drain_timeout == given.drain_timeout < part.grace_s - 3
+
+
 def test_names_of_parts_are_never_the_same() -> None:
     assert distinct(["a", "a", "a#2", "b", "a"]) == ["a", "a#2", "a#2#2", "b", "a#3"]
     given = settings(engine="simulated", models=["gateway", "controller", "org/gateway", "/"])

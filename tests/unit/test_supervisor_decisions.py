@@ -19,11 +19,12 @@ from chatfleet.supervisor.decisions import (
 )
 from chatfleet.supervisor.parts import STOP_ORDER, Part, Role
 
+GRACE_S = {Role.GATEWAY: 15.0, Role.WORKER: 10.0, Role.CONTROLLER: 5.0}
 SERVING = Announcement("http://127.0.0.1:1", ("m",))
 
 
 def part(name: str, role: Role) -> Part:
-    return Part(name=name, role=role, command=("true",))
+    return Part(name=name, role=role, command=("true",), grace_s=GRACE_S[role])
 
 
 CONTROLLER = part("controller", Role.CONTROLLER)
@@ -132,7 +133,7 @@ def test_parts_stop_gateway_first_then_workers_then_controller(running: Supervis
 def test_a_part_that_does_not_stop_in_its_time_is_killed(running: Supervision) -> None:
     running.stop()
     running.due(10.0)
-    assert running.next_due() == 10.0 + Role.GATEWAY.grace_s
+    assert running.next_due() == 10.0 + GATEWAY.grace_s
     assert running.due(24.9) == []
     assert running.due(25.0) == [Kill(GATEWAY)]
     assert running.due(25.1) == []

@@ -28,10 +28,8 @@ from chatfleet.supervisor.supervisor import Supervisor
 
 def part(name, role, script):
     command = (sys.executable, "-c", script) if script else ("/no/such/command",)
-    return Part(name=name, role=Role[role], command=command)
+    return Part(name=name, role=Role[role], command=command, grace_s=float(sys.argv[2]))
 
-if len(sys.argv) > 2:
-    Role.grace_s = property(lambda role: float(sys.argv[2]))
 parts = [part(**each) for each in json.loads(sys.argv[1])]
 def watch(supervision, now):
     announced = {name: [*state.announcement.models] for name, state in supervision.states.items() if state.announcement}
@@ -55,11 +53,11 @@ SERVES = script("""
 class Supervised:
     """A supervisor of scripts, as a process."""
 
-    def __init__(self, *, grace_s: float | None = None, **scripts: str) -> None:
+    def __init__(self, *, grace_s: float = 10.0, **scripts: str) -> None:
         roles = {"gateway": "GATEWAY", "controller": "CONTROLLER"}
         parts = [{"name": name, "role": roles.get(name, "WORKER"), "script": body} for name, body in scripts.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, json.dumps(parts), *([] if grace_s is None else [str(grace_s)])],
+            [sys.executable, "-c", SUPERVISE, json.dumps(parts), str(grace_s)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -230,14 +228,12 @@ def test_no_part_outlives_a_supervisor_that_was_killed() -> None:
 
 def test_a_part_that_is_stuck_does_not_either() -> None:
     stuck = script("""
-        from chatfleet.supervisor import channel
-        channel.ORPHAN_GRACE_S = 0.5
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         announce_to_parent()("http://here", ())
         while True:
             pass
     """)
-    with Supervised(worker=stuck) as supervised:
+    with Supervised(worker=stuck, grace_s=0.5) as supervised:
         supervised.until("READY")
         children = supervised.children()
         supervised.process.kill()
@@ -253,7 +249,7 @@ def test_a_part_gets_its_own_settings_and_none_of_its_parents() -> None:
     """)
     with Supervised(worker=tells) as supervised:
         supervised.until("afterwards")
-        assert "settings ['CHATFLEET_PARENT_FD']" in supervised.output
+        assert "settings ['CHATFLEET_PARENT_FD', 'CHATFLEET_PARENT_GRACE_S']" in supervised.output
         assert "afterwards []" in supervised.output
 
 

@@ -6,7 +6,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from chatfleet.core.errors import WorkerFailed
+from chatfleet.core.errors import WorkerBrokeOff, WorkerFailed
 from chatfleet.dispatch.events import BROKE_OFF
 from chatfleet.http.known_head import MAX_MISSES, KnownHead
 
@@ -200,7 +200,7 @@ class WorkerConnection(asyncio.Protocol):
         elif self._is_head_complete and not self._is_framed and exc is None:
             receiver.answer_ended(is_framed=False)
         else:
-            receiver.answer_failed(WorkerFailed(BROKE_OFF))
+            receiver.answer_failed(WorkerBrokeOff(BROKE_OFF))
 
     # The parser's
 

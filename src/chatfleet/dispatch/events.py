@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from chatfleet.core.errors import WorkerFailed
+from chatfleet.core.errors import WorkerBrokeOff, WorkerFailed
 
 MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -60,5 +60,5 @@ class EventSplitter:
         if tail == _DONE.rstrip(b"\n"):
             return _DONE
         if tail or not (is_framed or self._is_done):
-            raise WorkerFailed(BROKE_OFF)
+            raise WorkerBrokeOff(BROKE_OFF)
         return b""

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from chatfleet.core.errors import ServingError, WorkerFailed
+from chatfleet.core.errors import ServingError, WorkerBrokeOff, WorkerFailed, WorkerUnreachable
 from chatfleet.core.fleet import LOAD_HEADER, read_load
 from chatfleet.dispatch.connection import Headers, WorkerConnection
 from chatfleet.dispatch.events import BROKE_OFF, EventSplitter
@@ -85,6 +85,19 @@ class Exchange:
             logger.exception("sending a request to the worker %s failed", self.worker.info.worker_id)
             self._fail(str(exc) or type(exc).__name__)
 
+    async def _open_again(self) -> None:
+        """After an old connection ended with the request on it: a worker that cannot be reached now may have died of
+        it."""
+        try:
+            self._use(await self._upstream.pool(self.worker.info.url).connect())
+        except WorkerUnreachable as exc:
+            error = WorkerBrokeOff(BROKE_OFF)
+            error.__cause__ = exc
+            self.answer_failed(error)
+        except Exception as exc:
+            logger.exception("sending a request to the worker %s failed", self.worker.info.worker_id)
+            self._fail(str(exc) or type(exc).__name__)
+
     def _use(self, connection: WorkerConnection) -> None:
         self._connection = connection
         if self._is_paused:
@@ -118,13 +131,19 @@ class Exchange:
 
     def worker_lost(self) -> None:
         self.abandon()
-        self._asker.failed(WorkerFailed("The model's worker is gone. Try again."))
+        self._asker.failed(WorkerBrokeOff("The model's worker is gone. Try again."))
+
+    def give_up(self, error: WorkerFailed) -> None:
+        """The asker does not want to wait longer: `abandon`, and it is told this error."""
+        self.abandon()
+        self._told_failed(error)
+        self._asker.failed(error)
 
     # What the connection tells
 
     def went_stale(self) -> None:
         self._connection = None
-        self._opening = asyncio.get_running_loop().create_task(self._open())
+        self._opening = asyncio.get_running_loop().create_task(self._open_again())
 
     def answer_began(self, status: int, headers: Headers) -> None:
         if load := headers.get(_LOAD_HEADER):
@@ -133,6 +152,8 @@ class Exchange:
                 self.worker.report(choices, time.monotonic())
         if ignored := headers.get(_IGNORED_HEADER):
             self.ignored = ignored.decode("latin-1")
+        if self.worker.has_failures and status < 500:
+            self.worker.succeeded()
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() != b"identity":
             self._fail("The model's worker sent a compressed answer, which nobody asked for.")
@@ -153,7 +174,7 @@ class Exchange:
             try:
                 events = self._splitter.feed(data)
             except WorkerFailed as exc:
-                self._fail(exc.message)
+                self._fail(exc)
                 return
             if events:
                 self._asker.events(events)
@@ -173,7 +194,7 @@ class Exchange:
             try:
                 rest = self._splitter.finish(is_framed=is_framed)
             except WorkerFailed as exc:
-                self._fail(exc.message)
+                self._fail(exc)
                 return
             self._close()
             if rest:
@@ -188,19 +209,22 @@ class Exchange:
             self._close()
             self._asker.whole(body)
         else:
-            self._fail(BROKE_OFF)
+            self._fail(WorkerBrokeOff(BROKE_OFF))
 
     def answer_failed(self, error: WorkerFailed) -> None:
-        info = self.worker.info
-        logger.warning("the worker %s at %s failed a request: %s", info.worker_id, info.url, error.__cause__ or error)
-        self.worker.failed(time.monotonic())
+        self._told_failed(error)
         self._close()
         self._asker.failed(error)
 
-    def _fail(self, problem: str) -> None:
+    def _told_failed(self, error: WorkerFailed) -> None:
+        info = self.worker.info
+        logger.warning("the worker %s at %s failed a request: %s", info.worker_id, info.url, error.__cause__ or error)
+        self.worker.failed(time.monotonic(), unreachable=isinstance(error, WorkerUnreachable))
+
+    def _fail(self, problem: str | WorkerFailed) -> None:
         if self._connection is not None:
             self._connection.abandon()
-        self.answer_failed(WorkerFailed(problem))
+        self.answer_failed(WorkerFailed(problem) if isinstance(problem, str) else problem)
 
 
 def _is_json(body: bytes) -> bool:

@@ -8,10 +8,13 @@ from itertools import takewhile
 from typing import Final
 from urllib.parse import urlsplit
 
-from chatfleet.core.errors import WorkerUnreachable
+from chatfleet.core.errors import ConnectTimeout, WorkerUnreachable
 from chatfleet.dispatch.connection import WorkerConnection
 
 CONNECT_TIMEOUT_S: Final = 5.0
+UNIX: Final = "unix:"
+"""What the URL of a socket begins with that is a file; its path follows as it is."""
+
 POOL_IDLE_S: Final = 30.0
 """How long an unused connection is kept. A worker that closes it earlier does no harm."""
 
@@ -21,10 +24,10 @@ class Pool:
 
     def __init__(self, upstream: "Upstream", url: str) -> None:
         parts = urlsplit(url)
-        assert parts.hostname is not None
         self._upstream = upstream
         self._url = url
-        self._host = parts.hostname
+        self._path = url.removeprefix(UNIX) if url.startswith(UNIX) else None
+        self._host = parts.hostname or ""
         self._is_tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._is_tls else 80)
         self._idle: dict[WorkerConnection, None] = {}  # the last used is used next, so that the others can go
@@ -40,23 +43,33 @@ class Pool:
 
     async def connect(self) -> WorkerConnection:
         """A new connection. Raises WorkerUnreachable. Cancelling it leaves none."""
-        loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                transport, connection = await loop.create_connection(
-                    lambda: WorkerConnection(self),
-                    self._host,
-                    self._port,
-                    ssl=self._upstream.tls if self._is_tls else None,
-                )
-                _watch_for_silence(transport.get_extra_info("socket"))
-        except (OSError, UnicodeError) as exc:  # TimeoutError and SSLError are OSErrors
+            async with asyncio.timeout(self._upstream.connect_timeout_s):
+                connection = await self._connect()
+        except TimeoutError as exc:
+            raise ConnectTimeout(
+                f"The model's worker could not be reached within {self._upstream.connect_timeout_s:g} s."
+            ) from exc
+        except (OSError, UnicodeError) as exc:  # SSLError is an OSError
             raise _unreachable() from exc
         finally:
             self._connecting -= 1
         if not connection.is_usable:
             raise _unreachable()
+        return connection
+
+    async def _connect(self) -> WorkerConnection:
+        loop = asyncio.get_running_loop()
+        if self._path is not None:
+            return (await loop.create_unix_connection(lambda: WorkerConnection(self), self._path))[1]
+        transport, connection = await loop.create_connection(
+            lambda: WorkerConnection(self),
+            self._host,
+            self._port,
+            ssl=self._upstream.tls if self._is_tls else None,
+        )
+        _watch_for_silence(transport.get_extra_info("socket"))
         return connection
 
     def made(self, connection: WorkerConnection) -> None:
@@ -87,9 +100,10 @@ class Upstream:
     """A pool of connections for every worker. `connections` is how many there are, in use or not; `tls` is how the
     certificates of those with https are checked."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._pools: dict[str, Pool] = {}
         self.tls = tls
+        self.connect_timeout_s = connect_timeout_s
         self.connections = 0
 
     def pool(self, url: str) -> Pool:

@@ -1,34 +1,41 @@
 """The gateway's HTTP application and its data plane, and the loop that runs them."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import random
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from fastapi import FastAPI
 
 from chatfleet.core.errors import model_list
+from chatfleet.dispatch.attempts import Crowd
 from chatfleet.dispatch.policies import Policies
 from chatfleet.dispatch.upstream import Upstream
 from chatfleet.dispatch.view import FleetView
 from chatfleet.dispatch.watch import FleetWatch
 from chatfleet.gateway.access_log import AccessLines, AccessLog
 from chatfleet.gateway.cors import Cors
-from chatfleet.gateway.data_plane.plane import DataPlane
-from chatfleet.gateway.data_plane.protocol import GatewayProtocol
+from chatfleet.gateway.data_plane.forwarded import Owner
+from chatfleet.gateway.data_plane.idempotent import IdempotentRequests
+from chatfleet.gateway.data_plane.plane import DataPlane, KeyedRequests, NoKeyedRequests
+from chatfleet.gateway.data_plane.protocol import GatewayProtocol, SiblingProtocol
 from chatfleet.gateway.endpoints import ENDPOINTS
 from chatfleet.gateway.models import ModelNames
 from chatfleet.gateway.routes import make_router
 from chatfleet.gateway.settings import EndpointSettings, GatewaySettings
+from chatfleet.gateway.siblings import Place, listen_for_siblings, own_place
 from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import ErrorAnswers, handle_requests
 from chatfleet.http.openapi import documented_app
-from chatfleet.http.server import TICK_S, base_url, listen, make_server
+from chatfleet.http.server import BACKLOG, TICK_S, Server, base_url, listen, make_server
 from chatfleet.http.trust import KeyGuard, Keys, SingleHost
 from chatfleet.observability.asgi import MeasuredRequests
 from chatfleet.observability.gateway import GatewayMetrics
@@ -71,13 +78,17 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
     names = ModelNames(view, settings.alias_map(), settings.default_model)
     rng = random.Random()
     policies = Policies(settings.default_policy(), settings.policy_map(), rng)
-    upstream = Upstream(await asyncio.to_thread(ssl.create_default_context))
+    default_tls = await asyncio.to_thread(ssl.create_default_context)
+    upstream = Upstream(default_tls, connect_timeout_s=settings.connect_timeout)
     metrics = GatewayMetrics(
         [endpoint.path for endpoint in ENDPOINTS],
         upstream_connections=lambda: upstream.connections,
         workers=lambda: {model: len(view.workers_of(model)) for model in view.models()},
+        circuits=view.circuits,
         file=shared_file(),
     )
+    place = own_place()
+    keyed = _keyed_requests(place, settings, default_tls)
     plane = DataPlane(
         names=names,
         view=view,
@@ -90,7 +101,10 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
         session_header=settings.session_header.encode(),
         keep_alive_s=settings.keep_alive_interval,
         recovery_buffer_bytes=settings.recovery_buffer_kb * 1024,
+        patience=settings.patience(),
+        crowd=Crowd(settings.max_requests),
         access_lines=AccessLines(settings.trusted_proxies) if settings.access_log else None,
+        keyed=keyed,
     )
     app = await asyncio.to_thread(create_app, settings, names, metrics, keys)  # it looks for the files of /docs
     listener = listen(settings.host, settings.port, settings.fd)
@@ -113,21 +127,23 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
                 logger.warning("%s stands for the model %s, which no worker serves now", name, model)
             announce(url, served)
 
-    protocol = partial(
-        GatewayProtocol, plane, head_timeout_s=settings.head_timeout, body_timeout_s=settings.body_timeout
-    )
+    timeouts = {"head_timeout_s": settings.head_timeout, "body_timeout_s": settings.body_timeout}
+    tick_s = min(TICK_S, *(timeout_s / 4 for timeout_s in settings.kept_times()))
     server = make_server(
         app,
-        protocol=protocol,
+        protocol=partial(GatewayProtocol, plane, **timeouts),
         trusted_proxies=",".join(settings.trusted_proxies),
         tls=tls,
-        tick_s=min(TICK_S, settings.keep_alive_interval / 4, settings.head_timeout / 4, settings.body_timeout / 4),
+        drain_timeout_s=settings.drain_timeout,
+        tick_s=tick_s,
     )
-    announce(url, ())
-    async with new_session() as control, metrics.sharing():
+    siblings = partial(SiblingProtocol, replace(plane, keys=None, access_lines=None), **timeouts)
+    async with new_session() as control, metrics.sharing(), _open_to_siblings(place, server, siblings):
+        announce(url, ())
         watch = FleetWatch(control, settings.controller_urls, token, view, view_changed)
         watch.start()
         tidying = asyncio.create_task(_tidy(upstream))
+        ticking = asyncio.create_task(_tick(keyed, tick_s))
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
@@ -135,8 +151,47 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
             await server.serve(sockets=[listener])
         finally:
             tidying.cancel()
+            ticking.cancel()
+            keyed.close()
             await watch.aclose()
             upstream.close_idle(0.0)
+
+
+def _keyed_requests(place: Place, settings: GatewaySettings, tls: ssl.SSLContext) -> KeyedRequests:
+    if place.is_owner:
+        return IdempotentRequests(settings.idempotency_buffer_mb * 2**20)
+    if place.path is not None:
+        return Owner(place.path, tls)
+    logger.warning(
+        "requests with an Idempotency-Key are refused: the gateway's processes have no folder for what they would "
+        "share (XDG_RUNTIME_DIR may name one; its path must be short)"
+    )
+    return NoKeyedRequests()
+
+
+@contextlib.asynccontextmanager
+async def _open_to_siblings(
+    place: Place, server: Server, protocol: Callable[..., SiblingProtocol]
+) -> AsyncIterator[None]:
+    """Have the connections of other gateway processes served, until after `server` has ended: they end, too, and still
+    have requests. Raises ConfigurationError."""
+    if not place.is_owner or place.path is None:
+        yield
+        return
+    listener = await asyncio.to_thread(listen_for_siblings, place.path, BACKLOG)
+    accepting = await asyncio.get_running_loop().create_unix_server(
+        lambda: protocol(config=server.config, server_state=server.server_state, app_state={}), sock=listener
+    )
+    try:
+        yield
+    finally:
+        accepting.close()
+
+
+async def _tick(keyed: KeyedRequests, interval_s: float) -> None:
+    while True:
+        await asyncio.sleep(interval_s)
+        keyed.tick(time.monotonic())
 
 
 async def _tidy(upstream: Upstream) -> None:

@@ -12,7 +12,14 @@ from chatfleet.core.errors import InvalidRequest
 from chatfleet.gateway.settings import EndpointSettings
 from chatfleet.http.errors import error_response
 
-_EXPOSED = ("x-request-id", "x-chatfleet-ignored", "retry-after", "retry-after-ms", "x-should-retry")
+_EXPOSED = (
+    "x-request-id",
+    "x-chatfleet-ignored",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "idempotent-replayed",
+)
 _PREFLIGHT_AGE_S = 600
 
 

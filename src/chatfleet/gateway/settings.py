@@ -11,6 +11,7 @@ from pydantic import SecretStr, field_validator, model_validator
 from chatfleet.core.access import FleetMember, read_secret_file
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import Settings, setting
+from chatfleet.dispatch.attempts import Patience
 from chatfleet.dispatch.policies import DEFAULT_POLICY, POLICY_NAMES
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ class EndpointSettings(Settings):
         "Kilobytes kept of each stream, for another worker to go on from; past it none can.",
         _RELIABILITY,
         ge=0,
+        le=1024**2,
+    )
+    idempotency_buffer_mb: int = setting(
+        64,
+        "Megabytes of answers kept for repeats of requests with an Idempotency-Key, which get them for 10 minutes.",
+        _RELIABILITY,
+        ge=1,
         le=1024**2,
     )
     access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
@@ -165,6 +173,26 @@ class EndpointSettings(Settings):
         from chatfleet.http.tls import server_context
 
         return server_context(self.ssl_certfile, self.ssl_keyfile)
+
+    def patience(self) -> Patience:
+        return Patience(
+            first_event_s=self.first_event_timeout,
+            stall_s=self.stall_timeout,
+            total_s=self.total_timeout,
+            retry_s=self.retry_timeout,
+            max_replays=self.max_replays,
+        )
+
+    def kept_times(self) -> tuple[float, ...]:
+        """The times, in seconds, that connections look after."""
+        return (
+            self.keep_alive_interval,
+            self.head_timeout,
+            self.body_timeout,
+            self.first_event_timeout,
+            self.stall_timeout,
+            self.total_timeout,
+        )
 
     def alias_map(self) -> dict[str, str]:
         """Each alias and the model it stands for."""

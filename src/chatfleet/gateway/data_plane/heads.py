@@ -27,6 +27,9 @@ HOPS: Final = b"x-chatfleet-hops"
 _TO_WORKER: Final = (b"traceparent", b"tracestate")
 """The headers of a client that reach a worker; all others are the gateway's own."""
 
+IDEMPOTENT_REPLAYED: Final = b"idempotent-replayed: true\r\n"
+"""Of an answer that another request with the same Idempotency-Key was the first to ask for."""
+
 SMALL_BODY_BYTES: Final = 64 * 1024
 
 Fields = dict[bytes, bytes]
@@ -35,7 +38,8 @@ Fields = dict[bytes, bytes]
 class RequestHead:
     """What the head of a request says, read once for all requests of a connection that have the same.
 
-    `refusal` is why it is refused, if it is. `to_worker` are header lines for the worker, `cors` those of the answer.
+    `refusal` is why it is refused, if it is. `to_worker` are header lines for the worker, `trace` those among them that
+    are the client's, `cors` those of the answer. `scope` is what its Idempotency-Key holds for, where it has one.
     """
 
     __slots__ = (
@@ -49,8 +53,10 @@ class RequestHead:
         "path",
         "refusal",
         "request_id",
+        "scope",
         "session",
         "to_worker",
+        "trace",
         "understands_chunks",
     )
 
@@ -71,23 +77,25 @@ class RequestHead:
         self.keep_alive = keep_alive and self.understands_chunks
         self.cors = cors
         self.refusal: ServingError | None = None
+        self.scope: bytes | None = None
         request_id = given.get(b"x-request-id")
         self.request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else None
         self.session = given.get(session_header)
         self.forwarded_for = given.get(b"x-forwarded-for")
         self.expects_continue = self.understands_chunks and given.get(b"expect", b"").lower() == b"100-continue"
         self.hops = _hops_of(given)
-        self.to_worker = b"%b: %d\r\n" % (HOPS, self.hops + 1)
+        self.trace = b""
         for name in _TO_WORKER:
             if name in given and name not in _hop_by_hop(given):
-                self.to_worker += b"%b: %b\r\n" % (name, given[name])
+                self.trace += b"%b: %b\r\n" % (name, given[name])
+        self.to_worker = b"%b: %d\r\n%b" % (HOPS, self.hops + 1, self.trace)
         declared = given.get(b"content-length")
         self.is_small = declared is not None and int(declared) <= SMALL_BODY_BYTES
 
     @property
     def can_be_known(self) -> bool:
         """Whether the next request with the same head may be taken without parsing it."""
-        return self.refusal is None and self.keep_alive and not self.expects_continue
+        return self.refusal is None and self.scope is None and self.keep_alive and not self.expects_continue
 
     def check_body(self, given: Fields) -> None:
         """Raises UnsupportedMediaType, PayloadTooLarge."""

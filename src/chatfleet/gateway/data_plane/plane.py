@@ -1,17 +1,20 @@
 """What all requests of the data plane share."""
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
+from chatfleet.core.errors import IdempotencyUnavailable
 from chatfleet.core.fleet import WorkerInfo
+from chatfleet.dispatch.attempts import Crowd, Patience, Quarantine, RetryBudget
 from chatfleet.dispatch.policies import Policies, Policy
 from chatfleet.dispatch.upstream import Upstream
 from chatfleet.dispatch.view import FleetView, Worker
 from chatfleet.gateway.access_log import AccessLines
 from chatfleet.gateway.cors import Cors
-from chatfleet.gateway.data_plane.heads import worker_head
+from chatfleet.gateway.data_plane.heads import RequestHead, worker_head
 from chatfleet.gateway.endpoints import ENDPOINTS, Endpoint
 from chatfleet.gateway.models import ModelNames
+from chatfleet.http.protocol import HttpProtocol, Turn
 from chatfleet.http.trust import Keys
 from chatfleet.observability.gateway import GatewayMetrics
 from chatfleet.observability.requests import EndpointNumbers
@@ -26,6 +29,35 @@ class Route(NamedTuple):
     model: str
     policy: Policy
     numbers: EndpointNumbers
+
+
+class KeyedRequests(Protocol):
+    """Who answers requests with an Idempotency-Key."""
+
+    def turn(self, protocol: HttpProtocol, plane: "DataPlane", head: RequestHead) -> Turn:
+        """Raises IdempotencyUnavailable."""
+
+    def tick(self, now: float) -> None:
+        """Look after time. To be called about once a second."""
+
+    def close(self) -> None:
+        """The process ends."""
+
+
+class NoKeyedRequests:
+    """Refuses them, where nobody could keep what they promise."""
+
+    def turn(self, protocol: HttpProtocol, plane: "DataPlane", head: RequestHead) -> Turn:
+        raise IdempotencyUnavailable(
+            "This gateway cannot honour an Idempotency-Key: it runs as several processes that share no folder. Send "
+            "the request without one, or have the operator see the gateway's log."
+        )
+
+    def tick(self, now: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -43,9 +75,18 @@ class DataPlane:
     session_header: bytes
     keep_alive_s: float
     recovery_buffer_bytes: int
+    patience: Patience
+    crowd: Crowd
     access_lines: AccessLines | None
+    keyed: KeyedRequests = field(default_factory=NoKeyedRequests)
+    retries: RetryBudget = field(default_factory=RetryBudget)
+    quarantine: Quarantine = field(default_factory=Quarantine)
     _routes: dict[tuple[str | None, str], Route] = field(default_factory=dict)
     _heads: dict[tuple[Worker, str], tuple[WorkerInfo, bytes]] = field(default_factory=dict)
+
+    @property
+    def keeps_events(self) -> bool:
+        return self.recovery_buffer_bytes > 0
 
     def endpoint(self, path: bytes) -> Endpoint | None:
         return _BY_PATH.get(path)

@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from chatfleet.core.errors import ServingError
+from chatfleet.core.errors import InvalidRequest, ServingError
+from chatfleet.gateway.data_plane.forwarded import SCOPE
 from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
+from chatfleet.gateway.data_plane.idempotency import IDEMPOTENCY_KEY, scope_of
 from chatfleet.gateway.data_plane.plane import DataPlane
 from chatfleet.gateway.data_plane.request import RelayedRequest
+from chatfleet.gateway.endpoints import Endpoint
 from chatfleet.http.known_head import MAX_MISSES, KnownHead
 from chatfleet.http.protocol import HttpProtocol, Turn
 from chatfleet.http.trust import check_single_host
@@ -68,9 +71,21 @@ class GatewayProtocol(HttpProtocol):
                 check_single_host(self.headers, version)
             self._check_key(given)
             head.check_body(given)
+            head.scope = self._scope(given, endpoint)
+            if head.scope is not None:
+                return plane.keyed.turn(self, plane, head)
         except ServingError as exc:
             head.refusal = exc
         return RelayedRequest(self, plane, head)
+
+    def _scope(self, given: Fields, endpoint: Endpoint) -> bytes | None:
+        """What the request's Idempotency-Key holds for; None where it has none. Raises InvalidRequest."""
+        key = given.get(IDEMPOTENCY_KEY)
+        if key is None:
+            return None
+        if len(given) != len(self.headers) and sum(name == IDEMPOTENCY_KEY for name, _ in self.headers) > 1:
+            raise InvalidRequest("The header Idempotency-Key is there more than once. Send one.")
+        return scope_of(key, given.get(b"authorization"), endpoint.path)
 
     def _check_key(self, given: Fields) -> None:
         """Raises InvalidApiKey."""
@@ -83,3 +98,14 @@ class GatewayProtocol(HttpProtocol):
         if authorization is None or authorization != self._accepted:
             keys.check(None if authorization is None else authorization.decode("latin-1"))
             self._accepted = authorization
+
+
+class SiblingProtocol(GatewayProtocol):
+    """A connection of another gateway process of this host, which has let the client in and says what the client's
+    Idempotency-Key holds for. Nobody else can reach the socket."""
+
+    def _scope(self, given: Fields, endpoint: Endpoint) -> bytes | None:
+        try:
+            return bytes.fromhex(given[SCOPE].decode())
+        except (KeyError, ValueError) as exc:
+            raise InvalidRequest("This socket is for the gateway's own processes.") from exc

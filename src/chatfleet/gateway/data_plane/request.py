@@ -6,208 +6,159 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from chatfleet.core.errors import LoopDetected, ServingError, WorkerFailed, WorkerUnreachable
+from chatfleet.core.errors import (
+    FirstEventTimeout,
+    LoopDetected,
+    NoWorker,
+    ServingError,
+    StreamStalled,
+    TotalTimeout,
+    WorkerFailed,
+)
+from chatfleet.core.fleet import RECOVERY_HEADER, RECOVERY_IDS, RECOVERY_RESUME
+from chatfleet.dispatch.attempts import Attempts
 from chatfleet.dispatch.events import KEEP_ALIVE
 from chatfleet.dispatch.exchange import Exchange
 from chatfleet.dispatch.view import Worker
-from chatfleet.gateway.data_plane.delivered import Delivered
-from chatfleet.gateway.data_plane.heads import (
-    CONTINUE,
-    JSON_HEAD,
-    PROCESSING,
-    SMALL_BODY_BYTES,
-    STREAM_HEAD,
-    RequestHead,
-    ignored_header,
-)
-from chatfleet.gateway.data_plane.plane import DataPlane, Route
+from chatfleet.gateway.data_plane.answer import ClientTurn
+from chatfleet.gateway.data_plane.continuation import Continuation
+from chatfleet.gateway.data_plane.delivered import DONE, CannotGoOn, Delivered, DeliveredIds
+from chatfleet.gateway.data_plane.plane import Route
 from chatfleet.gateway.requests import RoutingFields, build_parameters, read_affinity, read_routing
-from chatfleet.http.answers import CONNECTION_CLOSE, date_line, error_answer
-from chatfleet.http.body import MAX_BODY_BYTES, OFF_LOOP_BYTES, too_large
-from chatfleet.http.errors import as_serving_error, error_json
-from chatfleet.http.middleware import new_request_id
-from chatfleet.http.protocol import STALLED_S, HttpProtocol, Turn
-from chatfleet.http.streaming import sse
-from chatfleet.observability.requests import CLIENT_GONE
+from chatfleet.http.body import OFF_LOOP_BYTES
+from chatfleet.http.errors import as_serving_error
+from chatfleet.http.protocol import STALLED_S
 
 MAX_HOPS: Final = 8
 _JOINED_BYTES: Final = 64 * 1024
 """Bodies of less are copied behind their head: that costs less than to write two pieces."""
 
-_PROBE_S: Final = 0.05
+_GIVE_IDS: Final = f"{RECOVERY_HEADER}: {RECOVERY_IDS}\r\n".encode()
+_GO_ON: Final = f"{RECOVERY_HEADER}: {RECOVERY_RESUME}\r\n".encode()
+
 _PROMPT_TOKENS: Final = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})\b')
 _COMPLETION_TOKENS: Final = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})\b')
 
 
-class RelayedRequest(Turn):
-    """Takes one request to a worker and the answer back.
+class RelayedRequest(ClientTurn):
+    """Takes one request to a worker and the answer back, and to another worker when that one fails.
 
-    Every step is a method: the head is checked when it has come; once it is this request's turn and its body is
-    complete, the model is found, a worker chosen, the request sent; events go to the client as they come. Whether the
-    prompt fits the context is for the worker to say, which has the tokenizer, before its first event.
+    Every step is a method: once the request is complete, the model is found, a worker chosen, the request sent; events
+    go to the client as they come. Whether the prompt fits the context is for the worker to say, which has the
+    tokenizer, before its first event. When a worker fails, `Attempts` decides what comes next.
     """
 
-    _body = b""
-    _pieces: bytearray | None = None  # a body that came in several: chunks may be of a byte
-    _size = 0
-    _is_front = False
-    _is_body_complete = False
-    _must_close = False
-    _head_is_sent = False
     _route: Route | None = None
+    _is_admitted = False
     _reading: asyncio.Task[None] | None = None
     _exchange: Exchange | None = None
-    _unreachable: tuple[Worker, ...] = ()
+    _attempts: Attempts | None = None
+    _timer: asyncio.TimerHandle | None = None
     _ignored: Sequence[str] = ()
     _delivered: Delivered | None = None
+    _kind = ""  # of the worker that began the stream
+    _usage_in = b""  # where the usage may be found
+    _sent_at = 0.0
     _last = 0.0  # when events went to the client
+    _heard_at = 0.0
     _quiet_since = 0.0
     _paused_since: float | None = None
 
-    def __init__(self, protocol: HttpProtocol, plane: DataPlane, head: RequestHead) -> None:
-        self._protocol = protocol
-        self._plane = plane
-        self._head = head
-        self._refusal = head.refusal
-        self._request_id = head.request_id or new_request_id()
-        self._started = time.monotonic()
-        self.keep_alive = head.keep_alive and not protocol.is_draining
-
-    # What comes from the client
-
-    def start(self) -> None:
-        self._is_front = True
-        if self._is_body_complete:
-            self._proceed()
-        elif self._refusal is not None:
-            close = self._must_close or self._head.expects_continue or not self._head.is_small
-            self._answer_error(self._refusal, close=close)
-        elif self._head.expects_continue and not self._size:
-            self._write(CONTINUE)
-
-    def take(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > MAX_BODY_BYTES:
-            raise too_large()
-        if self._refusal is not None or self.response_complete:
-            return
-        if not self._body:
-            self._body = data
-        elif self._pieces is None:
-            self._pieces = bytearray(self._body + data)
-        else:
-            self._pieces += data
-
-    def begin_whole(self, body: bytes) -> None:
-        """It is this one's turn, and its body is complete: `start`, `take` and `complete` in one."""
-        self._is_front = self._is_body_complete = True
-        self._body = body
-        self._proceed()
-
-    def complete(self) -> None:
-        self._is_body_complete = True
-        if self._pieces is not None:
-            self._body = bytes(self._pieces)
-            self._pieces = None
-        if self._is_front:
-            if not self.response_complete:
-                self._proceed()
-        elif self._size > SMALL_BODY_BYTES:
-            self._protocol.flow.pause_reading()
-
-    def refuse(self, error: ServingError) -> None:
-        if self.response_complete:
-            return
-        if not self._is_front:
-            self._refusal = error
-            self._must_close = True
-            return
-        self._stop()
-        if self._head_is_sent:
-            self._break_off(error, close=True)
-        else:
-            self._answer_error(error, close=True)
-
-    def half_closed(self) -> None:
-        if self._head_is_sent:  # what is written from now on tells whether anybody reads
-            return
-        if self._head.understands_chunks:  # and 1xx
-            self._write(PROCESSING)
-            self._protocol.loop.call_later(_PROBE_S, self._probe_again)
-
-    def _probe_again(self) -> None:
-        """A client that is gone has answered the first probe with a reset, which the second one meets."""
-        if not self._head_is_sent and not self.response_complete:
-            self._write(PROCESSING)
-
-    def lost(self) -> None:
-        if not self.response_complete:
-            self._stop()
-            self._end(CLIENT_GONE)
-
     # On to a worker
 
-    def _proceed(self) -> None:
-        if self._refusal is not None:
-            self._answer_error(self._refusal, close=self._must_close)
-        elif len(self._body) > OFF_LOOP_BYTES:
-            self._reading = self._protocol.loop.create_task(self._read_large())
+    def proceed(self) -> None:
+        if len(self.body) > OFF_LOOP_BYTES:
+            self._reading = self.loop.create_task(self._read_large())
         else:
             try:
-                self._routed(read_routing(self._body))
+                self._routed(read_routing(self.body))
             except Exception as exc:
-                self._answer_error(as_serving_error(exc))
+                self._give_up(as_serving_error(exc))
 
     async def _read_large(self) -> None:
         """Off the event loop, which others need."""
         try:
-            self._routed(await asyncio.to_thread(read_routing, self._body))
+            self._routed(await asyncio.to_thread(read_routing, self.body))
         except Exception as exc:
-            self._answer_error(as_serving_error(exc))
+            self._give_up(as_serving_error(exc))
 
     def _routed(self, routing: RoutingFields) -> None:
         """Raises ServingError."""
         self._routing = routing
-        self._route = route = self._plane.route(routing.model, self._head.endpoint)
-        route.numbers.in_flight += 1
-        self._affinity = read_affinity(self._body, route.policy, self._head.session)
-        self._ask(self._plane.view.workers_of(route.model))
-
-    def _ask(self, workers: Sequence[Worker]) -> None:
-        """Raises ServingError."""
-        route, head = self._route, self._head
-        assert route is not None
+        plane, head = self.plane, self.head
         if head.hops >= MAX_HOPS:
             raise LoopDetected(
                 f"The request has come through {head.hops} gateways. One of them is probably registered as a server of "
                 "its own fleet: see `chatfleet status`."
             )
-        worker = route.policy.choose(workers, self._affinity, time.monotonic())
-        if len(self._body) > OFF_LOOP_BYTES:
-            self._reading = self._protocol.loop.create_task(self._ask_large(worker, route))
-        else:
-            self._send(worker, *build_parameters(self._body, worker.info, self._routing.model, route.model))
-
-    async def _ask_large(self, worker: Worker, route: Route) -> None:
+        if plane.quarantine:
+            plane.quarantine.check(head.endpoint.path, self.body, time.monotonic())
+        plane.crowd.enter(self.started)
+        self._is_admitted = True
         try:
-            parameters = await asyncio.to_thread(
-                build_parameters, self._body, worker.info, self._routing.model, route.model
-            )
-            self._send(worker, *parameters)
+            self._begin()
+        except NoWorker as exc:
+            self._attempts = Attempts.waiting(exc, plane.patience, time.monotonic())
+            self._try_again()
+
+    def _begin(self) -> None:
+        """Raises ServingError."""
+        plane, head = self.plane, self.head
+        self._route = route = plane.route(self._routing.model, head.endpoint)
+        route.numbers.in_flight += 1
+        self._affinity = read_affinity(self.body, route.policy, head.session)
+        self._ask(plane.view.workers_of(route.model))
+
+    def _ask(self, workers: Sequence[Worker]) -> None:
+        """Raises ServingError."""
+        route = self._route
+        assert route is not None
+        worker = route.policy.choose(workers, self._affinity, time.monotonic())
+        if len(self.body) > OFF_LOOP_BYTES or self._delivered is not None:
+            self._reading = self.loop.create_task(self._ask_large(worker))
+        else:
+            self._send(worker, *build_parameters(self.body, worker.info, self._routing.model, route.model))
+
+    async def _ask_large(self, worker: Worker) -> None:
+        try:
+            body, ignored, delivered = await asyncio.to_thread(self._build_large, worker)
+            self._delivered = delivered
+            self._send(worker, body, ignored)
         except Exception as exc:
-            self.failed(as_serving_error(exc))
+            self._give_up(as_serving_error(exc))
+
+    def _build_large(self, worker: Worker) -> tuple[bytes, Sequence[str], Delivered | None]:
+        """What to send, and what is delivered then. Raises ServingError."""
+        route, delivered = self._route, self._delivered
+        assert route is not None
+        body, ignored = build_parameters(self.body, worker.info, self._routing.model, route.model)
+        try:
+            if isinstance(delivered, DeliveredIds):
+                body = delivered.resume_body(body)
+            elif delivered is not None:
+                delivered = Continuation(delivered, body, self.plane.recovery_buffer_bytes)
+                body = delivered.request
+        except CannotGoOn as exc:
+            assert self._attempts is not None and self._attempts.error is not None
+            raise WorkerFailed(f"{self._attempts.error.message} No other worker can go on: {exc}.") from exc
+        return body, ignored, delivered
 
     def _send(self, worker: Worker, body: bytes, ignored: Sequence[str]) -> None:
-        plane, head = self._plane, self._head
+        plane, head = self.plane, self.head
         self._ignored = ignored
+        recovery = b""
+        if self._routing.stream and worker.info.kind == "chatfleet" and head.endpoint.streams and plane.keeps_events:
+            recovery = _GIVE_IDS if self._delivered is None else _GO_ON
         start = plane.worker_head(worker, head.endpoint.path)
-        request = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+        request = b"%bx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
             start,
-            self._request_id,
+            self.request_id,
             head.to_worker,
+            recovery,
             len(body),
         )
         self._exchange = exchange = Exchange(plane.upstream, worker, self)
+        self._sent_at = time.monotonic()
         if self._paused_since is not None:
             exchange.pause()
         try:
@@ -219,78 +170,150 @@ class RelayedRequest(Turn):
     # Back to the client
 
     def events(self, data: bytes) -> None:
+        now = self._heard_at = time.monotonic()
         if data.startswith(b":") and b"\ndata:" not in data:
-            self._send_comment(data)
+            self._send_comment(data, now)
             return
-        now = time.monotonic()
-        assert self._route is not None
-        if self._delivered is None:
-            self._delivered = Delivered(self._plane.recovery_buffer_bytes)
-            self._route.numbers.first_token.observe(now - self._started)
-            if not self._head_is_sent:
-                self._send_stream_head()
-        else:
+        delivered = self._delivered
+        if delivered is None:
+            delivered = self._begin_stream(now)
+        elif self._route is not None:
             self._route.numbers.gap.observe(now - self._last)
+        if self._attempts is not None:
+            self.plane.retries.give_back(self)
         self._last = self._quiet_since = now
-        self._delivered.add(data)
-        self._send_events(data)
+        if data := delivered.add(data):
+            self.send_events(data)
 
-    def _send_comment(self, comment: bytes) -> None:
-        if not self._head_is_sent:
-            self._send_stream_head()
-        self._quiet_since = time.monotonic()
-        self._send_events(comment)
+    def _begin_stream(self, now: float) -> Delivered:
+        assert self._route is not None and self._exchange is not None
+        self._kind = self._exchange.worker.info.kind
+        kept = DeliveredIds if self._kind == "chatfleet" else Delivered
+        self._delivered = kept(self.plane.recovery_buffer_bytes)
+        self._route.numbers.first_token.observe(now - self.started)
+        if not self.head_is_sent:
+            self.send_stream_head(self._all_ignored())
+        return self._delivered
+
+    def _send_comment(self, comment: bytes, now: float) -> None:
+        if not self.head_is_sent:
+            self.send_stream_head(self._all_ignored())
+        self._quiet_since = now
+        self.send_comment(comment)
 
     def ended(self) -> None:
-        if not self._head_is_sent:
-            self._send_stream_head()
-        if self._head.understands_chunks:
-            self._write(b"0\r\n\r\n")
-        self._end(200, b"" if self._delivered is None else self._delivered.tail())
+        if not self.head_is_sent:
+            self.send_stream_head(self._all_ignored())
+        self.send_end()
+        if self._delivered is not None:
+            self._usage_in = self._delivered.tail()
+        self.finish(200)
 
     def whole(self, body: bytes) -> None:
-        if self._head_is_sent:
-            self._break_off(WorkerFailed("The model's worker did not stream its answer."))
+        if self.head_is_sent:
+            self._give_up(WorkerFailed("The model's worker did not stream its answer."))
             return
-        self._write(b"%b%bcontent-length: %d\r\n\r\n%b" % (JSON_HEAD, self._headers(), len(body), body))
-        self._end(200, body)
+        self.send_whole(body, self._all_ignored())
+        self._usage_in = body
+        self.finish(200)
+
+    # When a worker fails
 
     def failed(self, error: ServingError) -> None:
-        if isinstance(error, WorkerUnreachable) and self._asked_another():
-            return
-        if self._head_is_sent:
-            self._break_off(error)
-        else:
-            self._answer_error(error)
-
-    def _asked_another(self) -> bool:
-        """Whether there is another worker, which has the request now."""
-        assert self._exchange is not None and self._route is not None
-        self._unreachable += (self._exchange.worker,)
-        workers = self._plane.view.workers_of(self._route.model)
-        others = [worker for worker in workers if worker not in self._unreachable]
-        if not others:
-            return False
-        self._route.numbers.retries += 1
+        exchange, delivered, now = self._exchange, self._delivered, time.monotonic()
+        assert exchange is not None
         self._exchange = None
+        self.plane.retries.give_back(self)
+        if delivered is not None and delivered.lacks_end_only:
+            self.send_events(delivered.add(DONE))
+        if delivered is not None and delivered.is_done:
+            self.ended()
+            return
+        if self._attempts is None:
+            self._attempts = Attempts(self.plane.patience, now)
+        has_begun = delivered is not None
+        final = self._attempts.failed(
+            error, exchange.worker, now, has_begun=has_begun, went_on=has_begun and self._last > self._sent_at
+        )
+        if final is None:
+            self._try_again()
+        else:
+            self._give_up(final)
+
+    def _try_again(self) -> None:
+        """Ask another worker, now or a little later."""
+        attempts, plane, now = self._attempts, self.plane, time.monotonic()
+        assert attempts is not None
+        has_begun = self._delivered is not None
         try:
-            self._ask(others)
+            workers = self._others(attempts)
+            if workers and plane.retries.take(self, plane.crowd.size):
+                if self._route is None:
+                    self._begin()
+                else:
+                    self._route.numbers.retries += 1
+                    self._ask(workers)
+                return
+            if (error := attempts.without_candidates(now, has_begun=has_begun, are_there=bool(workers))) is not None:
+                raise error
         except Exception as exc:
-            self.failed(as_serving_error(exc))
-        return True
+            self._give_up(as_serving_error(exc))
+        else:
+            self._timer = self.loop.call_later(attempts.wait_s(), self._try_again)
+
+    def _others(self, attempts: Attempts) -> Sequence[Worker]:
+        """The workers that could answer it, or go on with it. Raises ModelNotFound."""
+        plane = self.plane
+        if self._route is None:
+            try:
+                route = plane.route(self._routing.model, self.head.endpoint)
+            except NoWorker:
+                return []
+            return plane.view.workers_of(route.model)
+        workers = attempts.candidates(plane.view.workers_of(self._route.model))
+        if self._delivered is None:
+            return workers
+        return [worker for worker in workers if worker.info.kind == self._kind]
+
+    def _give_up(self, error: ServingError) -> None:
+        if self._attempts is not None and self._attempts.is_poison:
+            self.plane.quarantine.add(self.head.endpoint.path, self.body, time.monotonic())
+        if self.head_is_sent:
+            self.break_off(error)
+        else:
+            self.answer_error(error)
 
     def tick(self, now: float) -> None:
-        """Comments into a stream that is silent: a long prompt, or a worker that thinks."""
+        """End what takes too long, and send comments into a stream that is silent: a long prompt, or a worker that
+        thinks."""
+        plane, patience, exchange = self.plane, self.plane.patience, self._exchange
         if self._paused_since is not None:
             if now - self._paused_since > STALLED_S:
-                self._protocol.transport.abort()
-        elif (
-            self._exchange is not None
-            and self._head.endpoint.streams
-            and self._routing.stream
-            and now - max(self._started, self._quiet_since) >= self._plane.keep_alive_s
-        ):
-            self._send_comment(KEEP_ALIVE)
+                self.protocol.transport.abort()
+        elif now - self.started > patience.total_s and self._is_admitted:
+            self.stop()
+            self._give_up(TotalTimeout(f"The request took longer than {patience.total_s:g} s (--total-timeout)."))
+        elif not self._is_admitted or not (self.head.endpoint.streams and self._routing.stream):
+            return
+        elif exchange is not None and self._is_overdue(now):
+            exchange.give_up(self._overdue_error())
+        elif now - max(self.started, self._quiet_since) >= plane.keep_alive_s:
+            self._send_comment(KEEP_ALIVE, now)
+
+    def _is_overdue(self, now: float) -> bool:
+        patience = self.plane.patience
+        if self._heard_at > self._sent_at:
+            return now - self._heard_at > patience.stall_s
+        return now - self._sent_at > (patience.first_event_s if self._delivered is None else patience.stall_s)
+
+    def _overdue_error(self) -> WorkerFailed:
+        patience = self.plane.patience
+        if self._delivered is None and self._heard_at <= self._sent_at:
+            return FirstEventTimeout(
+                f"The model's worker did not begin to answer within {patience.first_event_s:g} s "
+                "(--first-event-timeout)."
+            )
+        return StreamStalled(f"The model's worker was silent for {patience.stall_s:g} s (--stall-timeout).")
 
     def pause(self) -> None:
         self._paused_since = time.monotonic()
@@ -299,71 +322,41 @@ class RelayedRequest(Turn):
 
     def resume(self) -> None:
         self._paused_since = None
+        self._heard_at = time.monotonic()
         if self._exchange is not None:
             self._exchange.resume()
 
-    def _headers(self) -> bytes:
-        ignored = b""
+    def _all_ignored(self) -> Sequence[str]:
         of_worker = "" if self._exchange is None else self._exchange.ignored
-        if self._ignored or of_worker:
-            ignored = ignored_header([*self._ignored, *(name.strip() for name in of_worker.split(",") if name.strip())])
-        return b"x-request-id: %b\r\n%b%b%b%b" % (
-            self._request_id,
-            date_line(self._protocol.server_state),
-            self._head.cors,
-            ignored,
-            b"" if self.keep_alive else CONNECTION_CLOSE,
-        )
+        if not of_worker:
+            return self._ignored
+        return [*self._ignored, *(name.strip() for name in of_worker.split(",") if name.strip())]
 
-    def _send_stream_head(self) -> None:
-        self._head_is_sent = True
-        framing = b"transfer-encoding: chunked\r\n\r\n" if self._head.understands_chunks else b"\r\n"
-        self._write(b"%b%b%b" % (STREAM_HEAD, self._headers(), framing))
-
-    def _answer_error(self, error: ServingError, *, close: bool = False) -> None:
-        more = date_line(self._protocol.server_state) + self._head.cors
-        self.keep_alive = self.keep_alive and not close
-        self._write(error_answer(error, self._request_id, keep_alive=self.keep_alive, more=more))
-        self._end(error.status)
-
-    def _break_off(self, error: ServingError, *, close: bool = False) -> None:
-        """One error event, and the end of a stream that cannot go on."""
-        self._send_events(sse(error_json(error)))
-        if self._head.understands_chunks:
-            self._write(b"0\r\n\r\n")
-        if close:
-            self.keep_alive = False
+    def break_off(self, error: ServingError, *, close: bool = False) -> None:
         if self._route is not None:
             self._route.numbers.streams_broken += 1
-        self._end(200)
+        super().break_off(error, close=close)
 
-    def _send_events(self, data: bytes) -> None:
-        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._head.understands_chunks else data)
-
-    def _write(self, data: bytes) -> None:
-        if not self._protocol.transport.is_closing():
-            self._protocol.transport.write(data)
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._exchange is not None:
             self._exchange.abandon()
 
-    def _end(self, status: int, answer: bytes = b"") -> None:
-        """The answer is given, or nobody waits for it. `answer` is where the usage may be found."""
-        self.response_complete = True
-        duration_s = time.monotonic() - self._started
+    def count(self, status: int, duration_s: float) -> None:
+        if self._is_admitted:
+            self.plane.crowd.leave()
+        if self._attempts is not None:
+            self.plane.retries.give_back(self)
         if (route := self._route) is None:
-            self._plane.metrics.of("", self._head.endpoint.path).ended(status, duration_s)
+            super().count(status, duration_s)
         else:
             route.numbers.in_flight -= 1
-            route.numbers.ended(status, duration_s, *_usage(answer))
-        if (lines := self._plane.access_lines) is not None:
-            client = lines.client(self._protocol.client, self._head.forwarded_for)
-            lines.write(client, "POST", self._head.path, status, duration_s, self._request_id.decode())
-        self._body, self._delivered, self._exchange = b"", None, None  # an idle connection still knows its last request
-        self._protocol.turn_ended(close=not self.keep_alive)
+            route.numbers.ended(status, duration_s, *_usage(self._usage_in))
+        self._delivered = self._exchange = self._attempts = None
+        self._usage_in = b""
 
 
 def _usage(answer: bytes) -> tuple[int | None, int | None]:
