@@ -132,10 +132,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=48, help="of every answer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds for the speed (default: %(default)s)")
-    parser.add_argument("--bundled-only", action="store_true", help="leave out the random model of 0.4B weights")
+    parser.add_argument("--only", choices=("bundled", "random"), help="one of the models (default: both)")
     arguments = parser.parse_args()
-    models = {"bundled, 11M": bundled_model_path()}
-    if not arguments.bundled_only:
+    models: dict[str, Path] = {}
+    if arguments.only != "random":
+        models["bundled, 11M"] = bundled_model_path()
+    if arguments.only != "bundled":
         models["random, 0.4B"] = ensure_model(arguments.model_dir)
     table = Table(
         title=f"{arguments.questions} greedy answers of {arguments.tokens} tokens; best of {arguments.repeats}"

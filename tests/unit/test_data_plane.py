@@ -162,7 +162,7 @@ async def test_a_request_goes_to_the_worker_and_its_answer_comes_back() -> None:
 
 
 async def test_a_known_head_is_only_the_one_with_its_key() -> None:
-    plane = Plane(keys=Keys(["right"]))
+    plane = Plane(keys=Keys({"right": 0}))
     protocol, client = plane.client()
     for key in ("right", "right", "wrong", "right", "wrong"):
         protocol.data_received(request(ASK, f"authorization: Bearer {key}"))

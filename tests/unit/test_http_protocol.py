@@ -507,7 +507,7 @@ def test_requests_are_the_same_whether_their_head_is_known_or_parsed(
         else:
             pieces += [message[:cut], message[cut:]]
     pieces = [piece for piece in pieces if piece]
-    keys = Keys(["good"]) if with_keys else None
+    keys = Keys({"good": 0}) if with_keys else None
     with asyncio.Runner() as runner:
         known = runner.run(conversation(GatewayProtocol, pieces, keys))
         parsed = runner.run(conversation(Parsing, pieces, keys))

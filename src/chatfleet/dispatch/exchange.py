@@ -76,24 +76,18 @@ class Exchange:
         else:
             self._use(connection)
 
-    async def _open(self) -> None:
-        try:
-            self._use(await self._upstream.pool(self.worker.info.url).connect())
-        except WorkerFailed as exc:
-            self.answer_failed(exc)
-        except Exception as exc:
-            logger.exception("sending a request to the worker %s failed", self.worker.info.worker_id)
-            self._fail(str(exc) or type(exc).__name__)
-
-    async def _open_again(self) -> None:
-        """After an old connection ended with the request on it: a worker that cannot be reached now may have died of
-        it."""
+    async def _open(self, *, may_have_died: bool = False) -> None:
+        """`may_have_died` of this very request: an old connection ended with it, so that a worker which cannot be
+        reached now has not just never seen it."""
         try:
             self._use(await self._upstream.pool(self.worker.info.url).connect())
         except WorkerUnreachable as exc:
-            error = WorkerBrokeOff(BROKE_OFF)
-            error.__cause__ = exc
-            self.answer_failed(error)
+            if may_have_died:
+                error = WorkerBrokeOff(BROKE_OFF)
+                error.__cause__ = exc
+                self.answer_failed(error)
+            else:
+                self.answer_failed(exc)
         except Exception as exc:
             logger.exception("sending a request to the worker %s failed", self.worker.info.worker_id)
             self._fail(str(exc) or type(exc).__name__)
@@ -143,7 +137,7 @@ class Exchange:
 
     def went_stale(self) -> None:
         self._connection = None
-        self._opening = asyncio.get_running_loop().create_task(self._open_again())
+        self._opening = asyncio.get_running_loop().create_task(self._open(may_have_died=True))
 
     def answer_began(self, status: int, headers: Headers) -> None:
         if load := headers.get(_LOAD_HEADER):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
 _FLEET = "Fleet"
 _RELIABILITY = "When things fail"
+_PRIORITY = re.compile(r"priority=(-?[0-9]{1,6})")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 
 
@@ -43,7 +44,9 @@ class EndpointSettings(Settings):
     api_keys: list[SecretStr] = setting(
         [], "Key that clients must send; repeatable. Better: a file, or CHATFLEET_API_KEYS.", _KEYS, flag="--api-key"
     )
-    api_keys_file: Path | None = setting(None, "File with one key a line; # begins a comment.", _KEYS)
+    api_keys_file: Path | None = setting(
+        None, "File with a key a line, or KEY priority=N (lower is served sooner); # begins a comment.", _KEYS
+    )
     allowed_origins: list[str] = setting(["*"], "Origin of web pages that may call; repeatable.", _CORS)
     allowed_methods: list[str] = setting(["*"], "Method that they may use; repeatable.", _CORS)
     allowed_headers: list[str] = setting(["*"], "Header that they may send; repeatable.", _CORS)
@@ -207,12 +210,13 @@ class EndpointSettings(Settings):
         pairs = (value.rpartition("=") for value in self.policies if "=" in value)
         return {aliases.get(name.strip(), name.strip()): policy.strip() for name, _, policy in pairs}
 
-    def keys(self) -> list[str]:
-        """All API keys, from options, environment and file; none means open. Raises ConfigurationError."""
-        keys = [key.get_secret_value() for key in self.api_keys]
+    def keys(self) -> dict[str, int]:
+        """All API keys, from options, environment and file, each with the priority of its requests; none means open.
+        Raises ConfigurationError."""
+        keys = {key.get_secret_value(): 0 for key in self.api_keys}
         if self.api_keys_file is not None:
             lines = read_secret_file(self.api_keys_file, "--api-keys-file").splitlines()
-            keys += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            keys |= dict(_key(line) for line in lines if line.strip() and not line.lstrip().startswith("#"))
         if not keys and self.model_fields_set & {"api_keys", "api_keys_file"}:
             raise ConfigurationError(
                 "API keys were asked for, and --api-keys-file or CHATFLEET_API_KEYS holds none, which would leave the "
@@ -222,6 +226,19 @@ class EndpointSettings(Settings):
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigurationError("An API key must be printable ASCII without spaces, and not empty.")
         return keys
+
+
+def _key(line: str) -> tuple[str, int]:
+    """A key, and the priority of its requests. Raises ConfigurationError."""
+    key, *rest = line.split()
+    if not rest:
+        return key, 0
+    if len(rest) > 1 or (found := _PRIORITY.fullmatch(rest[0])) is None:
+        raise ConfigurationError(
+            "A line of --api-keys-file has something behind its key that is not understood. Write the key alone, or "
+            "KEY priority=N, where N is a whole number of at most six digits."
+        )
+    return key, int(found[1])
 
 
 class GatewaySettings(EndpointSettings, FleetMember):

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -17,23 +17,28 @@ _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 class Keys:
-    """Bearer keys, kept as hashes and compared in constant time. `name` is what messages call one."""
+    """Bearer keys, each with the priority of its requests, kept as hashes and compared in constant time. `name` is what
+    messages call one."""
 
-    def __init__(self, keys: Iterable[str], name: str = "API key") -> None:
+    def __init__(self, keys: Mapping[str, int], name: str = "API key") -> None:
         self._name = name
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._known = [(hashlib.sha256(key.encode()).digest(), priority) for key, priority in keys.items()]
 
-    def accept(self, key: str) -> bool:
+    def _priority(self, key: str) -> int | None:
+        """None where the key is not known."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-        return any([hmac.compare_digest(digest, known) for known in self._digests])  # a list: no early end
+        found = [hmac.compare_digest(digest, known) for known, _ in self._known]  # a list: no early end
+        return self._known[found.index(True)][1] if any(found) else None
 
-    def check(self, authorization: str | None) -> None:
-        """Raises InvalidApiKey unless the header's value is `Bearer` and one of the keys."""
+    def check(self, authorization: str | None) -> int:
+        """The priority of the key's requests. Raises InvalidApiKey unless the header's value is `Bearer` and one of the
+        keys."""
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey(f"This needs the {self._name}. Send it as 'Authorization: Bearer ...'.")
-        if not self.accept(key.strip()):
+        if (priority := self._priority(key.strip())) is None:
             raise InvalidApiKey(f"The {self._name} is not known here. Check it, and that it is meant for this server.")
+        return priority
 
 
 class KeyGuard:
@@ -115,4 +120,4 @@ def add_guard(app: Starlette, *, token: str | None, host: str) -> None:
     if token is None:
         app.add_middleware(KnownHost, host=host)
     else:
-        app.add_middleware(KeyGuard, keys=Keys([token], "fleet token"))
+        app.add_middleware(KeyGuard, keys=Keys({token: 0}, "fleet token"))

@@ -127,9 +127,15 @@ def forwarding_families(requests: Sequence[EndpointNumbers]) -> list[Metric]:
         ),
         counter(
             "chatfleet:retries",
-            "Requests sent to another worker, because one could not be reached.",
+            "Requests sent again, because a worker failed or refused them.",
             ("model_name",),
             (((one.model_name,), one.retries) for one in _by_model(requests)),
+        ),
+        counter(
+            "chatfleet:streams_resumed",
+            "How often a stream went on from another worker in its middle. They are among the retries.",
+            ("model_name",),
+            (((one.model_name,), one.resumed) for one in _by_model(requests)),
         ),
         counter(
             "chatfleet:idempotent_replays",

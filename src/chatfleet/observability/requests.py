@@ -33,7 +33,9 @@ class EndpointNumbers(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retries: int = 0
-    """Requests sent to another worker, because one could not be reached."""
+    """Requests sent again, because a worker failed or refused them."""
+    resumed: int = 0
+    """Those among them whose stream went on in its middle."""
     streams_broken: int = 0
     """Streams that began (200) and then ended with an error, which was not the client's leaving."""
     idempotent_replays: int = 0
@@ -75,6 +77,7 @@ class EndpointNumbers(msgspec.Struct):
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
         self.retries += other.retries
+        self.resumed += other.resumed
         self.streams_broken += other.streams_broken
         self.idempotent_replays += other.idempotent_replays
         if alive:

@@ -12,7 +12,7 @@ _IDS: Final = re.compile(rb"^:r [^\n]*\n", re.MULTILINE)
 _CHOICE: Final = re.compile(rb":r (\d{1,4})((?:,\d{1,10})*)(?: (stop|length))?(?: (\[.*\]))?")
 _START: Final = re.compile(rb":r ([A-Za-z0-9_-]{1,128}) (\d{1,20})")
 _PENDING: Final = msgspec.json.Decoder(list[PendingLogprob])
-_USAGE_LINE: Final = b":r usage"
+_USAGE_LINE: Final = b":r usage\n"
 _NOT_AS_AGREED: Final = "the worker did not tell its tokens as agreed"
 
 
@@ -38,15 +38,12 @@ class Delivered:
         self._previous = self.latest
         self.latest = events
         if self.is_whole:
-            self._keep(events)
+            self.pieces.append(events)
+            self._size += len(events)
+            if self._size > self._max_bytes:
+                self.is_whole = False
+                self.pieces.clear()
         return events
-
-    def _keep(self, piece: bytes) -> None:
-        self.pieces.append(piece)
-        self._size += len(piece)
-        if self._size > self._max_bytes:
-            self.is_whole = False
-            self.pieces.clear()
 
     def tail(self) -> bytes:
         """The last events: the usage among them, where the client asked for it."""
@@ -67,27 +64,34 @@ class DeliveredIds(Delivered):
     """Of a stream of our own worker, only the ids of its tokens are kept, which it tells in comments (see
     core/fleet.py, RECOVERY_HEADER). The client does not get to see them."""
 
-    __slots__ = ()
+    __slots__ = ("_lines",)
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes)
+        self._lines = bytearray()  # a list of lines would take five times the memory
 
     def add(self, events: bytes) -> bytes:
         if events.startswith(b":r ") and b"\n:r " not in events:
-            end = events.find(b"\n")
-            line = events[:end]
-            events = events[end + 1 :]
+            end = events.find(b"\n") + 1
+            lines = events[:end]
+            events = events[end:]
         elif b":r " in events:
-            line = b"".join(_IDS.findall(events))[:-1]
+            lines = b"".join(_IDS.findall(events))
             events = _IDS.sub(b"", events)
         else:
-            line = b""
+            lines = b""
         self._previous = self.latest
         self.latest = events
-        if line and self.is_whole:
-            self._keep(line)
+        if self.is_whole:
+            self._lines += lines
+            if len(self._lines) > self._max_bytes:
+                self.is_whole = False
+                self._lines = bytearray()
         return events
 
     @property
     def lacks_end_only(self) -> bool:
-        return not self.is_done and bool(self.pieces) and self.pieces[-1].endswith(_USAGE_LINE)
+        return not self.is_done and self._lines.endswith(_USAGE_LINE)
 
     def resume_body(self, request: bytes) -> bytes:
         """The body that has another worker of ours go on with the stream. Raises CannotGoOn."""
@@ -98,13 +102,13 @@ class DeliveredIds(Delivered):
             raise CannotGoOn("the answer is longer than what is kept of it (--recovery-buffer-kb)")
         started: tuple[str, int] | None = None
         choices: dict[int, ResumedChoice] = {}
-        for line in b"\n".join(self.pieces).split(b"\n"):
+        for line in bytes(self._lines).splitlines():
             if (found := _CHOICE.fullmatch(line)) is not None:
                 index = int(found[1])
                 choices[index] = _grown(choices.get(index), index, found)
             elif (start := _START.fullmatch(line)) is not None:
                 started = start[1].decode(), int(start[2])
-            elif line != _USAGE_LINE:
+            elif line != _USAGE_LINE[:-1]:
                 raise CannotGoOn(_NOT_AS_AGREED)
         if started is None:
             raise CannotGoOn("the worker did not tell its tokens, since it is of an older version")

@@ -53,7 +53,7 @@ class ForwardedRequest(ClientTurn):
         assert head.scope is not None
         session = b"" if head.session is None else b"%b: %b\r\n" % (self.plane.session_header, head.session)
         return (
-            b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%b: %b\r\n%b: %d\r\n%b%b"
+            b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%b: %b\r\n%b: %d\r\n%b%b%b"
             b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
         ) % (
             head.endpoint.path.encode(),
@@ -63,6 +63,7 @@ class ForwardedRequest(ClientTurn):
             head.hops,
             session,
             head.trace,
+            head.priority,
             self.request_id,
             len(self.body),
         )

@@ -38,6 +38,7 @@ Fields = dict[bytes, bytes]
 class RequestHead:
     """What the head of a request says, read once for all requests of a connection that have the same.
 
+    `priority` is the header line that says so to workers of ours, where its key has one.
     `refusal` is why it is refused, if it is. `to_worker` are header lines for the worker, `trace` those among them that
     are the client's, `cors` those of the answer. `scope` is what its Idempotency-Key holds for, where it has one.
     """
@@ -51,6 +52,7 @@ class RequestHead:
         "is_small",
         "keep_alive",
         "path",
+        "priority",
         "refusal",
         "request_id",
         "scope",
@@ -78,6 +80,7 @@ class RequestHead:
         self.cors = cors
         self.refusal: ServingError | None = None
         self.scope: bytes | None = None
+        self.priority = b""
         request_id = given.get(b"x-request-id")
         self.request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else None
         self.session = given.get(session_header)

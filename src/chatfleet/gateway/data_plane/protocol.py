@@ -1,8 +1,9 @@
 """Where requests to models leave the way of all others."""
 
-from typing import Any
+from typing import Any, Final
 
 from chatfleet.core.errors import InvalidRequest, ServingError
+from chatfleet.core.fleet import PRIORITY_HEADER
 from chatfleet.gateway.data_plane.forwarded import SCOPE
 from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
 from chatfleet.gateway.data_plane.idempotency import IDEMPOTENCY_KEY, scope_of
@@ -24,6 +25,7 @@ class GatewayProtocol(HttpProtocol):
         super().__init__(*args, **kwargs)
         self._plane = plane
         self._accepted: bytes | None = None  # the last authorization that was right
+        self._priority = 0  # of its key
         self._head: RequestHead | None = None  # of the last request that was parsed
         self._known: tuple[KnownHead, RequestHead] | None = None  # one that came whole
         self._misses = 0
@@ -70,6 +72,7 @@ class GatewayProtocol(HttpProtocol):
             if len(given) != len(self.headers) or b"host" not in given:
                 check_single_host(self.headers, version)
             self._check_key(given)
+            head.priority = self._priority_of(given)
             head.check_body(given)
             head.scope = self._scope(given, endpoint)
             if head.scope is not None:
@@ -96,8 +99,15 @@ class GatewayProtocol(HttpProtocol):
         if len(given) != len(self.headers) and sum(name == b"authorization" for name, _ in self.headers) > 1:
             authorization = None
         if authorization is None or authorization != self._accepted:
-            keys.check(None if authorization is None else authorization.decode("latin-1"))
+            self._priority = keys.check(None if authorization is None else authorization.decode("latin-1"))
             self._accepted = authorization
+
+    def _priority_of(self, given: Fields) -> bytes:
+        """The header line with the priority that the client's key has."""
+        return b"%b: %d\r\n" % (_PRIORITY, self._priority) if self._priority else b""
+
+
+_PRIORITY: Final = PRIORITY_HEADER.encode()
 
 
 class SiblingProtocol(GatewayProtocol):
@@ -109,3 +119,6 @@ class SiblingProtocol(GatewayProtocol):
             return bytes.fromhex(given[SCOPE].decode())
         except (KeyError, ValueError) as exc:
             raise InvalidRequest("This socket is for the gateway's own processes.") from exc
+
+    def _priority_of(self, given: Fields) -> bytes:
+        return b"%b: %b\r\n" % (_PRIORITY, given[_PRIORITY]) if _PRIORITY in given else b""

@@ -146,15 +146,17 @@ class RelayedRequest(ClientTurn):
     def _send(self, worker: Worker, body: bytes, ignored: Sequence[str]) -> None:
         plane, head = self.plane, self.head
         self._ignored = ignored
-        recovery = b""
-        if self._routing.stream and worker.info.kind == "chatfleet" and head.endpoint.streams and plane.keeps_events:
-            recovery = _GIVE_IDS if self._delivered is None else _GO_ON
+        for_ours = b""
+        if worker.info.kind == "chatfleet":
+            for_ours = head.priority
+            if self._routing.stream and head.endpoint.streams and plane.keeps_events:
+                for_ours += _GIVE_IDS if self._delivered is None else _GO_ON
         start = plane.worker_head(worker, head.endpoint.path)
         request = b"%bx-request-id: %b\r\n%b%bcontent-length: %d\r\n\r\n" % (
             start,
             self.request_id,
             head.to_worker,
-            recovery,
+            for_ours,
             len(body),
         )
         self._exchange = exchange = Exchange(plane.upstream, worker, self)
@@ -252,6 +254,7 @@ class RelayedRequest(ClientTurn):
                     self._begin()
                 else:
                     self._route.numbers.retries += 1
+                    self._route.numbers.resumed += has_begun
                     self._ask(workers)
                 return
             if (error := attempts.without_candidates(now, has_begun=has_begun, are_there=bool(workers))) is not None:
