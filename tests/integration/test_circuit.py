@@ -11,12 +11,13 @@ import httpx
 import pytest
 
 from chatfleet.core.fleet import MAX_CIRCUITS_TOLD
+from chatfleet.dispatch.breaker import FAILURES
 from support.command import run
-from support.fake_openai import FakeOpenAI, http_answer
+from support.fake_openai import FakeOpenAI, http_answer, stream_chunk, stream_head
 from support.fleet import beat, statuses, until, worker_json
 from support.metrics import scrape
 from support.processes import ControllerProcess, GatewayProcess
-from support.raw_upstream import CHAT, Call, RawFleet, RawUpstream, ask, raw_fleet
+from support.raw_upstream import CHAT, Call, RawFleet, RawUpstream, Script, ask, event, raw_fleet, whole
 from support.wire import PATIENCE_S, Json, error_object, user
 
 CLOSED, HALF_OPEN, OPEN = 0.0, 1.0, 2.0
@@ -85,6 +86,35 @@ def test_a_worker_that_breaks_off_is_left_alone_and_comes_back_when_it_is_well(f
 def _circuit(controller: httpx.Client, worker_id: str) -> Json:
     circuit: Json = statuses(controller)[worker_id]["circuit"]
     return circuit
+
+
+def half_a_stream(call: Call) -> None:
+    assert call.body
+    call.send(stream_head(connection="keep-alive") + stream_chunk(event("1")))
+    call.reset()
+
+
+def a_status(status: int) -> Script:
+    return lambda call: (call.body, call.send(whole(b'{"error": {"message": "no"}}', status=status)))
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (half_a_stream, OPEN),
+        (a_status(500), OPEN),
+        (a_status(502), OPEN),
+        (a_status(503), CLOSED),
+        (a_status(400), CLOSED),
+    ],
+    ids=["half a stream", "500", "502", "503", "400"],
+)
+def test_a_worker_is_not_well_whose_answers_are_no_good(fleet: RawFleet, script: Script, expected: float) -> None:
+    fleet.upstream.script, fleet.upstream.ready = script, Call.reset
+    with fleet.gateway.http() as http:
+        for _ in range(FAILURES + 1):
+            http.post(CHAT, json=ask(True))
+        assert state(http, fleet.upstream.url) == expected
 
 
 def test_a_half_open_worker_has_one_request_at_a_time(fleet: RawFleet) -> None:

@@ -22,6 +22,10 @@ MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 _EVENT_STREAM: Final = b"text/event-stream"
 _JSON: Final = b"application/json"
 _LOAD_HEADER: Final = LOAD_HEADER.encode()
+_BROKEN: Final = frozenset({500, 502, 504})
+"""The statuses of a worker that is not well. With 503 it says that it will be."""
+
+_PROOF_S: Final = 1.0
 _IGNORED_HEADER: Final = b"x-chatfleet-ignored"
 
 
@@ -60,6 +64,7 @@ class Exchange:
     _body = b""
     _parts: list[bytes] | None = None
     _size = 0
+    _proving_since = 0.0
 
     def __init__(self, upstream: Upstream, worker: Worker, asker: Asker) -> None:
         self._upstream = upstream
@@ -146,8 +151,6 @@ class Exchange:
                 self.worker.report(choices, time.monotonic())
         if ignored := headers.get(_IGNORED_HEADER):
             self.ignored = ignored.decode("latin-1")
-        if self.worker.has_failures and status < 500:
-            self.worker.succeeded()
         coding = headers.get(b"content-encoding")
         if coding is not None and coding.strip().lower() != b"identity":
             self._fail("The model's worker sent a compressed answer, which nobody asked for.")
@@ -171,6 +174,8 @@ class Exchange:
                 self._fail(exc)
                 return
             if events:
+                if self.worker.has_failures:
+                    self._prove()
                 self._asker.events(events)
             return
         if not self._body:
@@ -190,20 +195,39 @@ class Exchange:
             except WorkerFailed as exc:
                 self._fail(exc)
                 return
-            self._close()
+            self._close_well()
             if rest:
                 self._asker.events(rest)
             self._asker.ended()
             return
         body = self._body if self._parts is None else b"".join(self._parts)
         if self._refused is not None:
-            self._close()
+            if self._refused[0] < 500:
+                self._close_well()
+            else:
+                if self._refused[0] in _BROKEN:
+                    self.worker.failed(time.monotonic())
+                self._close()
             self._asker.failed(refusal(self.worker.info, self._refused[0], body, self._refused[1]))
         elif is_framed or _is_json(body):
-            self._close()
+            self._close_well()
             self._asker.whole(body)
         else:
             self._fail(WorkerBrokeOff(BROKE_OFF))
+
+    def _prove(self) -> None:
+        """A worker that has failed is well again when it streams for a while: the end of a stream may be far."""
+        now = time.monotonic()
+        if not self._proving_since:
+            self._proving_since = now
+        elif now - self._proving_since > _PROOF_S:
+            self.worker.succeeded()
+
+    def _close_well(self) -> None:
+        """The answer is whole: a good head is no success, since a worker may break off behind every one."""
+        if self.worker.has_failures:
+            self.worker.succeeded()
+        self._close()
 
     def answer_failed(self, error: WorkerFailed) -> None:
         self._told_failed(error)

@@ -71,7 +71,7 @@ async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[st
             on_ready_change=lambda _ready: membership.announce(),
         )
         admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)
-        service = WorkerService(model, engine, admission, accepts_resume=bool(settings.controller_urls))
+        service = WorkerService(model, engine, admission, is_in_fleet=bool(settings.controller_urls))
         url = settings.advertise_url
         if url is None:
             url = await asyncio.to_thread(advertised_url, settings.host, port, settings.controller_urls)

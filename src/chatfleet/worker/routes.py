@@ -58,7 +58,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
     async def parse_generation(request: Request, model: type[Generating]) -> tuple[Generating, Terms]:
         """A request for text, and what its gateway asks for beside it."""
         recovery = request.headers.get(RECOVERY_HEADER)
-        if recovery == RECOVERY_RESUME and not service.accepts_resume:
+        if recovery == RECOVERY_RESUME and not service.is_in_fleet:
             raise InvalidRequest(
                 f"'{RECOVERY_HEADER}: {RECOVERY_RESUME}' is for the gateways of a fleet, and this worker belongs to "
                 "none. Leave the header out, or start the worker with --controller-url."
@@ -71,7 +71,7 @@ def make_router(service: WorkerService, *, strict: bool) -> APIRouter:
         if resume is not None and not parsed.stream:
             raise InvalidRequest("Only a stream can be gone on with.", param="stream")
         return parsed, Terms(
-            priority=_priority(request.headers.get(PRIORITY_HEADER)),
+            priority=_priority(request.headers.get(PRIORITY_HEADER)) if service.is_in_fleet else 0,
             recoverable=recovery in (RECOVERY_IDS, RECOVERY_RESUME),
             resume=resume,
         )

@@ -29,15 +29,14 @@ _OFF_LOOP_SIZE = 4096  # characters or tokens; turning this many into each other
 
 
 class WorkerService:
-    """One model on one engine. `accepts_resume` says whether gateways may have it go on with the streams of others."""
+    """One model on one engine. `is_in_fleet` says whether gateways use it, which may have it go on with the streams of
+    others, and say whose requests come first."""
 
-    def __init__(
-        self, model: ServedModel, engine: Engine, admission: Admission, *, accepts_resume: bool = False
-    ) -> None:
+    def __init__(self, model: ServedModel, engine: Engine, admission: Admission, *, is_in_fleet: bool = False) -> None:
         self.model = model
         self.engine = engine
         self.admission = admission
-        self.accepts_resume = accepts_resume
+        self.is_in_fleet = is_in_fleet
         self.worker_id = new_worker_id()
         self.metrics = WorkerMetrics(model.names[0], admission, engine.stats)
 

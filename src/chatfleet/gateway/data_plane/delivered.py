@@ -116,10 +116,11 @@ class DeliveredIds(Delivered):
 
 
 def _grown(before: ResumedChoice | None, index: int, found: "re.Match[bytes]") -> ResumedChoice:
-    token_ids = [int(token_id) for token_id in found[2].split(b",")[1:]]
+    token_ids = [] if before is None else before.token_ids
+    token_ids += map(int, found[2].split(b",")[1:])
     return ResumedChoice(
         index,
-        token_ids if before is None else before.token_ids + token_ids,
+        token_ids,
         None if found[3] is None else ("stop" if found[3] == b"stop" else "length"),
         [] if found[4] is None else _pending(found[4]),
     )
