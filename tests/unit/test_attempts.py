@@ -55,25 +55,25 @@ def fail(
     *,
     at: float = 0.0,
     begun: bool = False,
-    on_it: bool = False,
+    went: bool = False,
 ) -> ServingError | None:
-    return attempts.failed(error, on, at, has_begun=begun, went_on=on_it)
+    return attempts.failed(error, on, at, has_begun=begun, went_on=went)
 
 
 @pytest.mark.parametrize("error", [UNREACHABLE, refused(429), refused(502), refused(503)])
 def test_a_worker_that_has_not_begun_costs_nothing_but_time(error: ServingError) -> None:
-    attempts = Attempts(patience(max_replays=0), 0.0)
+    attempts = Attempts(patience(max_replays=0))
     for number in range(100):
         assert fail(attempts, error, worker(str(number))) is None
 
 
 @pytest.mark.parametrize("error", [refused(400), refused(404), refused(500), refused(501), NoWorker("none")])
 def test_what_is_an_answer_is_passed_on(error: ServingError) -> None:
-    assert fail(Attempts(patience(), 0.0), error) is error
+    assert fail(Attempts(patience()), error) is error
 
 
 def test_those_that_failed_it_are_not_asked_while_there_are_others() -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     fail(attempts, UNREACHABLE, A)
     assert attempts.candidates([A, B, C]) == [B, C]
     fail(attempts, UNREACHABLE, C)
@@ -85,7 +85,7 @@ def test_those_that_failed_it_are_not_asked_while_there_are_others() -> None:
 
 
 def test_a_death_is_replayed_once_and_the_second_is_the_end() -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     assert fail(attempts, BROKE_OFF, A) is None and not attempts.is_poison
     error = fail(attempts, BROKE_OFF, B)
     assert isinstance(error, WorkerCrashed) and attempts.is_poison
@@ -93,40 +93,40 @@ def test_a_death_is_replayed_once_and_the_second_is_the_end() -> None:
 
 
 def test_no_replays_where_none_are_wanted() -> None:
-    assert isinstance(fail(Attempts(patience(max_replays=0), 0.0), BROKE_OFF), WorkerCrashed)
+    assert isinstance(fail(Attempts(patience(max_replays=0)), BROKE_OFF), WorkerCrashed)
 
 
 def test_a_stream_that_went_on_may_lose_another_worker_but_not_two_at_one_place() -> None:
-    attempts = Attempts(patience(max_replays=0), 0.0)
+    attempts = Attempts(patience(max_replays=0))
     for _ in range(3):
-        assert fail(attempts, BROKE_OFF, begun=True, on_it=True) is None
+        assert fail(attempts, BROKE_OFF, begun=True, went=True) is None
     assert isinstance(fail(attempts, BROKE_OFF, begun=True), WorkerCrashed)
 
 
 def test_what_kills_workers_one_token_later_each_time_ends_too() -> None:
-    attempts = Attempts(patience(), 0.0)
-    outcomes = [fail(attempts, BROKE_OFF, begun=True, on_it=True) for _ in range(MAX_DEATHS + 1)]
+    attempts = Attempts(patience())
+    outcomes = [fail(attempts, BROKE_OFF, begun=True, went=True) for _ in range(MAX_DEATHS + 1)]
     assert outcomes[:-1] == [None] * MAX_DEATHS and isinstance(outcomes[-1], WorkerCrashed)
 
 
 @pytest.mark.parametrize("code", ["engine_error", "engine_crashed"])
 def test_an_engine_of_ours_that_died_counts_as_its_worker(code: str) -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     assert fail(attempts, refused(500, code=code)) is None
     assert isinstance(fail(attempts, refused(500, code=code)), WorkerCrashed)
     foreign = refused(500, code=code)
-    assert fail(Attempts(patience(), 0.0), foreign, worker("f", "openai")) is foreign
+    assert fail(Attempts(patience()), foreign, worker("f", "openai")) is foreign
 
 
 @pytest.mark.parametrize("error", [FirstEventTimeout("slow"), StreamStalled("silent"), WorkerFailed("no HTTP")])
 def test_what_is_no_death_is_replayed_as_often_and_is_its_own_error(error: ServingError) -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     assert fail(attempts, error) is None
     assert fail(attempts, error) is error and not attempts.is_poison
 
 
 def test_when_all_are_busy_the_one_with_room_first_says_so() -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     soon = refused(429, retry_after_ms=500)
     for error, on in ((refused(429, retry_after_ms=9000), A), (soon, B), (refused(429), C)):
         fail(attempts, error, on)
@@ -134,33 +134,44 @@ def test_when_all_are_busy_the_one_with_room_first_says_so() -> None:
 
 
 def test_a_stream_that_has_begun_waits_for_those_that_are_busy() -> None:
-    attempts = Attempts(patience(), 0.0)
+    attempts = Attempts(patience())
     fail(attempts, refused(429, retry_after_ms=500), begun=True)
+    assert attempts.without_candidates(0.0, has_begun=True, are_there=False) is None
     assert attempts.without_candidates(9.9, has_begun=True, are_there=False) is None
     assert attempts.without_candidates(10.0, has_begun=True, are_there=False) is not None
 
 
 @pytest.mark.parametrize("kind", ["chatfleet", "openai"])
 def test_a_refusal_of_a_server_that_is_not_ours_is_not_waited_out(kind: WorkerKind) -> None:
-    attempts, error = Attempts(patience(), 0.0), refused(503)
+    attempts, error = Attempts(patience()), refused(503)
     fail(attempts, error, worker("w", kind))
     found = attempts.without_candidates(0.0, has_begun=False, are_there=False)
     assert found is (error if kind == "openai" else None)
 
 
-def test_the_time_runs_from_the_first_failure_and_anew_when_the_answer_went_on() -> None:
-    attempts = Attempts(patience(), 100.0)
+def test_the_time_runs_while_there_is_nobody_to_ask() -> None:
+    attempts = Attempts(patience())
     fail(attempts, UNREACHABLE, at=100.0)
-    fail(attempts, UNREACHABLE, at=109.0)
-    assert attempts.without_candidates(109.9, has_begun=False, are_there=False) is None
-    assert attempts.without_candidates(110.0, has_begun=False, are_there=False) is UNREACHABLE
-    fail(attempts, BROKE_OFF, at=200.0, begun=True, on_it=True)
-    assert attempts.without_candidates(209.0, has_begun=True, are_there=False) is None
-    assert attempts.without_candidates(210.0, has_begun=True, are_there=True) is BROKE_OFF
+    assert attempts.without_candidates(150.0, has_begun=False, are_there=True) is None  # the budget is in the way
+    assert attempts.without_candidates(160.0, has_begun=False, are_there=False) is None
+    fail(attempts, UNREACHABLE, at=165.0)
+    assert attempts.without_candidates(169.9, has_begun=False, are_there=False) is None
+    assert attempts.without_candidates(170.0, has_begun=False, are_there=False) is UNREACHABLE
+
+
+@pytest.mark.parametrize("went", [False, True])
+def test_the_time_runs_anew_when_a_worker_has_had_it(went: bool) -> None:
+    attempts = Attempts(patience())
+    fail(attempts, UNREACHABLE, at=100.0)
+    assert attempts.without_candidates(100.0, has_begun=False, are_there=False) is None
+    fail(attempts, BROKE_OFF, at=109.0, begun=went, went=went)
+    assert attempts.without_candidates(111.0, has_begun=went, are_there=False) is None
+    assert attempts.without_candidates(120.9, has_begun=went, are_there=False) is None
+    assert attempts.without_candidates(121.0, has_begun=went, are_there=False) is BROKE_OFF
 
 
 def test_who_waits_for_a_worker_looks_again_soon_and_then_less_often() -> None:
-    attempts = Attempts.waiting(NoWorker("none"), patience(), 0.0)
+    attempts = Attempts.waiting(NoWorker("none"), patience())
     waits = [attempts.wait_s() for _ in range(20)]
     assert 0.02 < waits[0] <= 0.05 and 0.25 <= waits[-1] <= 0.5 and sum(waits) > 3
 

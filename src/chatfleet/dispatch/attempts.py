@@ -55,12 +55,13 @@ class Patience:
 class Attempts:
     """What one request has met so far. Made at its first failure."""
 
-    def __init__(self, patience: Patience, now: float) -> None:
+    def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._deaths = self._deaths_in_all = 0
         self._busy: ServingError | None = None
         self._delay_s = _FIRST_DELAY_S
-        self._deadline = now + patience.retry_s
+        self._deadline: float | None = None
+        """Of the search for a worker: known from when there was none left to ask."""
         self.failed_workers: tuple[Worker, ...] = ()
         """Not to be asked again while there are others."""
         self.error: ServingError | None = None
@@ -77,7 +78,7 @@ class Attempts:
         if went_on:
             self._deaths = 0
             self._delay_s = _FIRST_DELAY_S
-            self._deadline = now + self._patience.retry_s
+            self._deadline = None
             self.failed_workers = ()
             self._busy = None
         self.error = error
@@ -98,6 +99,7 @@ class Attempts:
         self._deaths_in_all += 1
         allowed = max(1, self._patience.max_replays) if has_begun else self._patience.max_replays
         if self._deaths <= allowed and self._deaths_in_all < MAX_DEATHS + self._patience.max_replays:
+            self._deadline = None  # until now a worker had it
             return None
         if not is_death:
             return error
@@ -115,14 +117,17 @@ class Attempts:
         """What the client gets when there is nobody to ask; None where it may wait for somebody. `are_there` says that
         only the budget is in the way."""
         assert self.error is not None
+        if are_there:
+            return None
+        if self._deadline is None:
+            self._deadline = now + self._patience.retry_s
         if now >= self._deadline:
             return self.error
-        if not are_there:
-            if not has_begun and self._busy is not None:
-                return self._busy
-            if not has_begun and isinstance(self.error, WorkerRefused) and not _is_ours(self.failed_workers):
-                return self.error
-            self.failed_workers = ()
+        if not has_begun and self._busy is not None:
+            return self._busy
+        if not has_begun and isinstance(self.error, WorkerRefused) and not _is_ours(self.failed_workers):
+            return self.error
+        self.failed_workers = ()
         return None
 
     def wait_s(self) -> float:
@@ -131,9 +136,9 @@ class Attempts:
         return delay_s * random.uniform(0.5, 1.0)
 
     @classmethod
-    def waiting(cls, error: ServingError, patience: Patience, now: float) -> "Attempts":
+    def waiting(cls, error: ServingError, patience: Patience) -> "Attempts":
         """Of a request for which no worker is there."""
-        attempts = cls(patience, now)
+        attempts = cls(patience)
         attempts.error = error
         return attempts
 

@@ -33,6 +33,9 @@ MAX_HOPS: Final = 8
 _JOINED_BYTES: Final = 64 * 1024
 """Bodies of less are copied behind their head: that costs less than to write two pieces."""
 
+_SETTLED_S: Final = 1.0
+"""After which a request that was sent again counts no more as one: whole answers may take long."""
+
 _GIVE_IDS: Final = f"{RECOVERY_HEADER}: {RECOVERY_IDS}\r\n".encode()
 _GO_ON: Final = f"{RECOVERY_HEADER}: {RECOVERY_RESUME}\r\n".encode()
 
@@ -98,7 +101,7 @@ class RelayedRequest(ClientTurn):
         try:
             self._begin()
         except NoWorker as exc:
-            self._attempts = Attempts.waiting(exc, plane.patience, time.monotonic())
+            self._attempts = Attempts.waiting(exc, plane.patience)
             self._try_again()
 
     def _begin(self) -> None:
@@ -232,7 +235,7 @@ class RelayedRequest(ClientTurn):
             self.ended()
             return
         if self._attempts is None:
-            self._attempts = Attempts(self.plane.patience, now)
+            self._attempts = Attempts(self.plane.patience)
         has_begun = delivered is not None
         final = self._attempts.failed(
             error, exchange.worker, now, has_begun=has_begun, went_on=has_begun and self._last > self._sent_at
@@ -290,6 +293,8 @@ class RelayedRequest(ClientTurn):
         """End what takes too long, and send comments into a stream that is silent: a long prompt, or a worker that
         thinks."""
         plane, patience, exchange = self.plane, self.plane.patience, self._exchange
+        if self._attempts is not None and exchange is not None and now - self._sent_at > _SETTLED_S:
+            plane.retries.give_back(self)
         if self._paused_since is not None:
             if now - self._paused_since > STALLED_S:
                 self.protocol.transport.abort()
