@@ -218,15 +218,15 @@ def test_more_than_a_gateway_takes_are_told_when_there_is_room() -> None:
 
 def test_a_body_that_workers_died_of_is_refused_for_ten_minutes() -> None:
     quarantine = Quarantine()
-    assert not quarantine
+    assert not quarantine.until
     quarantine.add("/a", b"poison", 0.0)
-    assert quarantine
+    assert quarantine.until
     quarantine.check("/a", b"other", 1.0)
     quarantine.check("/b", b"poison", 1.0)
     with pytest.raises(WorkerCrashed):
         quarantine.check("/a", b"poison", QUARANTINE_S - 1)
     quarantine.check("/a", b"poison", QUARANTINE_S)
-    assert not quarantine
+    assert not quarantine.until
 
 
 def test_the_quarantine_is_bounded() -> None:

@@ -202,20 +202,18 @@ class Quarantine:
     """Bodies of requests that workers died of, for QUARANTINE_S."""
 
     def __init__(self) -> None:
-        self._until: dict[bytes, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._until)
+        self.until: dict[bytes, float] = {}
+        """When each digest may go. While it is empty, nothing need be checked."""
 
     def add(self, path: str, body: bytes, now: float) -> None:
-        self._until[_digest(path, body)] = now + QUARANTINE_S
-        if len(self._until) > MAX_QUARANTINED:
-            del self._until[next(iter(self._until))]
+        self.until[_digest(path, body)] = now + QUARANTINE_S
+        if len(self.until) > MAX_QUARANTINED:
+            del self.until[next(iter(self.until))]
 
     def check(self, path: str, body: bytes, now: float) -> None:
         """Raises WorkerCrashed."""
-        self._until = {digest: until for digest, until in self._until.items() if until > now}
-        if _digest(path, body) in self._until:
+        self.until = {digest: until for digest, until in self.until.items() if until > now}
+        if _digest(path, body) in self.until:
             raise WorkerCrashed(
                 "Workers of the model have died while answering this very request, so it is not tried again for "
                 f"{QUARANTINE_S / 60:g} minutes. Change it, or see the workers' logs."

@@ -124,7 +124,10 @@ class Exchange:
             if self._connection is not None:
                 self._connection.abandon()
 
-    def _close(self) -> None:
+    def _close(self, *, is_well: bool = False) -> None:
+        """`is_well` where the answer is whole: a good head is no success, a worker may break off behind every one."""
+        if is_well and self.worker.has_failures:
+            self.worker.succeeded()
         self._is_open = False
         self.worker.end(self)
 
@@ -195,7 +198,7 @@ class Exchange:
             except WorkerFailed as exc:
                 self._fail(exc)
                 return
-            self._close_well()
+            self._close(is_well=True)
             if rest:
                 self._asker.events(rest)
             self._asker.ended()
@@ -203,14 +206,14 @@ class Exchange:
         body = self._body if self._parts is None else b"".join(self._parts)
         if self._refused is not None:
             if self._refused[0] < 500:
-                self._close_well()
+                self._close(is_well=True)
             else:
                 if self._refused[0] in _BROKEN:
                     self.worker.failed(time.monotonic())
                 self._close()
             self._asker.failed(refusal(self.worker.info, self._refused[0], body, self._refused[1]))
         elif is_framed or _is_json(body):
-            self._close_well()
+            self._close(is_well=True)
             self._asker.whole(body)
         else:
             self._fail(WorkerBrokeOff(BROKE_OFF))
@@ -222,12 +225,6 @@ class Exchange:
             self._proving_since = now
         elif now - self._proving_since > _PROOF_S:
             self.worker.succeeded()
-
-    def _close_well(self) -> None:
-        """The answer is whole: a good head is no success, since a worker may break off behind every one."""
-        if self.worker.has_failures:
-            self.worker.succeeded()
-        self._close()
 
     def answer_failed(self, error: WorkerFailed) -> None:
         self._told_failed(error)

@@ -99,10 +99,11 @@ class ClientTurn(Turn):
             self._pieces += data
 
     def begin_whole(self, body: bytes) -> None:
-        """It is this one's turn, and its body is complete: `start`, `take` and `complete` in one."""
+        """It is this one's turn, it has come whole, and nothing is wrong with its head: all of `start`, `take` and
+        `complete` in one."""
         self._is_front = self._is_body_complete = True
         self.body = body
-        self._proceed()
+        self.proceed()
 
     def complete(self) -> None:
         self._is_body_complete = True

@@ -94,7 +94,7 @@ class RelayedRequest(ClientTurn):
                 f"The request has come through {head.hops} gateways. One of them is probably registered as a server of "
                 "its own fleet: see `chatfleet status`."
             )
-        if plane.quarantine:
+        if plane.quarantine.until:
             plane.quarantine.check(head.endpoint.path, self.body, time.monotonic())
         plane.crowd.enter(self.started)
         self._is_admitted = True
@@ -218,7 +218,8 @@ class RelayedRequest(ClientTurn):
         if self.head_is_sent:
             self._give_up(WorkerFailed("The model's worker did not stream its answer."))
             return
-        self.send_whole(body, self._all_ignored())
+        assert self._exchange is not None
+        self.send_whole(body, self._all_ignored() if self._exchange.ignored else self._ignored)
         self._usage_in = body
         self.finish(200)
 
