@@ -290,6 +290,18 @@ def test_a_stream_that_lacks_only_its_end_gets_it(fleet: Fleet) -> None:
     assert events(fleet.post(stream=True).content)[-2:] == ['"usage"', "[DONE]"] and len(calls) == 1
 
 
+def test_who_takes_a_stream_over_has_the_time_of_a_beginning() -> None:
+    with fleet_of("--stall-timeout=0.5", "--first-event-timeout=60") as fleet:
+
+        def slow(call: Call) -> None:
+            assert call.body
+            time.sleep(1.5)  # a queue, or a long prompt
+            call.send(event_stream('"c"'))
+
+        fleet.scripts(first(breaks_after(*BEGUN), slow))
+        assert events(fleet.post(stream=True).content)[-2:] == ['"c"', "[DONE]"]
+
+
 def test_more_than_is_kept_is_one_error() -> None:
     with fleet_of("--recovery-buffer-kb=1") as fleet:
         many = tuple((f":r 0,{number}\n", '"a"') for number in range(1000))

@@ -109,11 +109,20 @@ def test_what_kills_workers_one_token_later_each_time_ends_too() -> None:
     assert outcomes[:-1] == [None] * MAX_DEATHS and isinstance(outcomes[-1], WorkerCrashed)
 
 
-@pytest.mark.parametrize("code", ["engine_error", "engine_crashed"])
-def test_an_engine_of_ours_that_died_counts_as_its_worker(code: str) -> None:
+def test_an_engine_of_ours_that_died_counts_as_its_worker() -> None:
     attempts = Attempts(patience())
-    assert fail(attempts, refused(500, code=code)) is None
-    assert isinstance(fail(attempts, refused(500, code=code)), WorkerCrashed)
+    assert fail(attempts, refused(500, code="engine_crashed")) is None
+    assert isinstance(fail(attempts, refused(500, code="engine_crashed")), WorkerCrashed) and attempts.is_poison
+
+
+def test_a_fault_in_a_living_engine_is_replayed_and_then_told_as_it_is() -> None:
+    attempts, error = Attempts(patience()), refused(500, code="engine_error")
+    assert fail(attempts, error) is None
+    assert fail(attempts, error) is error and not attempts.is_poison
+
+
+@pytest.mark.parametrize("code", ["engine_error", "engine_crashed"])
+def test_what_servers_that_are_not_ours_say_of_engines_means_nothing(code: str) -> None:
     foreign = refused(500, code=code)
     assert fail(Attempts(patience()), foreign, worker("f", "openai")) is foreign
 
@@ -141,6 +150,18 @@ def test_a_stream_that_has_begun_waits_for_those_that_are_busy() -> None:
     assert attempts.without_candidates(10.0, has_begun=True, are_there=False) is not None
 
 
+def test_the_last_worker_of_ours_is_waited_for_though_nobody_is_known_any_more() -> None:
+    attempts = Attempts(patience())
+    fail(attempts, refused(503), A)
+    for now in (0.0, 1.0, 9.9):
+        assert attempts.without_candidates(now, has_begun=False, are_there=False) is None
+    assert attempts.without_candidates(10.0, has_begun=False, are_there=False) is not None
+
+
+def test_a_stream_is_not_given_up_for_one_worker_that_does_not_understand() -> None:
+    assert fail(Attempts(patience()), refused(400), begun=True) is None
+
+
 @pytest.mark.parametrize("kind", ["chatfleet", "openai"])
 def test_a_refusal_of_a_server_that_is_not_ours_is_not_waited_out(kind: WorkerKind) -> None:
     attempts, error = Attempts(patience()), refused(503)
@@ -151,12 +172,25 @@ def test_a_refusal_of_a_server_that_is_not_ours_is_not_waited_out(kind: WorkerKi
 
 def test_the_time_runs_while_there_is_nobody_to_ask() -> None:
     attempts = Attempts(patience())
-    fail(attempts, UNREACHABLE, at=100.0)
+    fail(attempts, refused(503), at=100.0)
     assert attempts.without_candidates(150.0, has_begun=False, are_there=True) is None  # the budget is in the way
     assert attempts.without_candidates(160.0, has_begun=False, are_there=False) is None
-    fail(attempts, UNREACHABLE, at=165.0)
     assert attempts.without_candidates(169.9, has_begun=False, are_there=False) is None
-    assert attempts.without_candidates(170.0, has_begun=False, are_there=False) is UNREACHABLE
+    assert attempts.without_candidates(170.0, has_begun=False, are_there=False) is not None
+
+
+def test_hosts_that_do_not_answer_cost_no_more_than_the_time_there_is() -> None:
+    attempts = Attempts(patience())
+    assert fail(attempts, UNREACHABLE, at=100.0) is None
+    assert fail(attempts, UNREACHABLE, at=109.9) is None
+    assert fail(attempts, UNREACHABLE, at=110.0) is UNREACHABLE
+
+
+def test_without_time_each_is_asked_once() -> None:
+    attempts = Attempts(patience(retry_s=0.0))
+    for one in (A, B, C):
+        assert fail(attempts, UNREACHABLE, one, at=5.0) is None
+    assert attempts.without_candidates(5.0, has_begun=False, are_there=False) is UNREACHABLE
 
 
 @pytest.mark.parametrize("went", [False, True])
@@ -203,7 +237,7 @@ def test_more_than_a_gateway_takes_are_told_when_there_is_room() -> None:
         waits.append(int(refused.value.headers["retry-after-ms"]))
     assert waits == [1000, 2000, 3000]  # one a second, while nothing is known
     for _ in range(10):
-        crowd.leave()
+        crowd.leave(101.0)
     for _ in range(10):
         crowd.enter(101.0)
     with pytest.raises(TooManyRequests) as refused:
@@ -214,6 +248,18 @@ def test_more_than_a_gateway_takes_are_told_when_there_is_room() -> None:
         with pytest.raises(TooManyRequests) as refused:
             crowd.enter(101.0)
     assert int(refused.value.headers["retry-after-ms"]) == 60_000
+
+
+def test_how_fast_requests_end_is_known_before_the_first_is_turned_away() -> None:
+    crowd = Crowd(10)
+    for number in range(1000):  # ten a second
+        crowd.enter(100 + number / 10)
+        crowd.leave(100.05 + number / 10)
+    for _ in range(10):
+        crowd.enter(200.0)
+    with pytest.raises(TooManyRequests) as refused:
+        crowd.enter(200.0)
+    assert int(refused.value.headers["retry-after-ms"]) == 100
 
 
 def test_a_body_that_workers_died_of_is_refused_for_ten_minutes() -> None:

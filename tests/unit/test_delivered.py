@@ -70,11 +70,11 @@ def test_a_worker_that_does_not_tell_as_agreed_cannot_be_followed(lines: bytes) 
 def test_what_lacks_its_last_event_only_needs_no_worker() -> None:
     delivered = DeliveredIds(ROOM)
     delivered.add(START + b":r 0,1 stop\ndata: x\n\n")
-    assert not delivered.lacks_end_only
+    assert not delivered.lacks_end_only(b"")
     delivered.add(b":r usage\ndata: usage\n\n")
-    assert delivered.lacks_end_only and not delivered.is_done
+    assert delivered.lacks_end_only(b"") and not delivered.is_done
     delivered.add(DONE)
-    assert not delivered.lacks_end_only and delivered.is_done
+    assert not delivered.lacks_end_only(b"") and delivered.is_done
 
 
 EVENTS = st.lists(
@@ -137,6 +137,27 @@ def test_the_text_so_far_becomes_an_unfinished_message() -> None:
     assert (request["max_tokens"], request["min_tokens"]) == (8, 0)
 
 
+def test_what_is_left_is_a_number_to_the_last_token() -> None:
+    before = delivered(*(chunk("a") for _ in range(5)))
+    sent = Continuation(before, body(max_tokens=5, min_tokens=2), ROOM).request
+    request = json.loads(sent)
+    assert (request["max_tokens"], request["min_tokens"]) == (1, 0)
+    assert b"true" not in sent.replace(b'"continue_final_message":true', b"") and b'"min_tokens":0' in sent
+
+
+def test_only_the_end_of_one_choice_is_added_to_what_is_complete() -> None:
+    complete = delivered(chunk("a"), chunk(finish="stop"))
+    assert complete.lacks_end_only(body()) and not complete.lacks_end_only(body(n=2))
+    assert not complete.lacks_end_only(body(stream_options={"include_usage": True}))
+    assert not delivered(chunk("a")).lacks_end_only(body())
+
+
+@pytest.mark.parametrize("odd", [b'{"choices": [null, 1]}', b'{"choices": {}}', b'{"usage": 3}', b"[1]", b"{", b""])
+def test_what_is_no_chunk_is_passed_on(odd: bytes) -> None:
+    going_on = Continuation(delivered(chunk("a")), body(), ROOM)
+    assert going_on.add(b"data: " + odd + b"\n\n").endswith(b"\n\n")
+
+
 def test_a_message_that_was_unfinished_already_grows() -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Once "}]
     asked = body(messages=messages, continue_final_message=True)
@@ -189,6 +210,8 @@ def test_it_may_go_on_a_third_time() -> None:
         {"structured_outputs": {"regex": "a"}},
         {"logit_bias": {"1": 1}},
         {"messages": "none"},
+        {"logprobs": 0},
+        {"messages": None, "prompt": "Once"},
     ],
 )
 def test_what_would_not_go_on_is_not_tried(fields: dict[str, Any]) -> None:

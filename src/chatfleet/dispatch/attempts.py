@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import Final
 
 from chatfleet.core.errors import (
+    EngineCrashed,
+    EngineError,
     ServingError,
     TooManyRequests,
     WorkerBrokeOff,
@@ -38,7 +40,6 @@ _RATE_S: Final = 30.0
 
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 0.5
-_ENGINE_CODES: Final = frozenset({"engine_error", "engine_crashed"})
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,16 @@ class Attempts:
         self.error = error
         self.failed_workers = (*self.failed_workers, worker)
         if isinstance(error, WorkerUnreachable):
-            return None
-        if isinstance(error, WorkerRefused) and error.status in (429, 502, 503):
+            self._deadline = self._deadline or now + self._patience.retry_s
+            return error if self._patience.retry_s and now >= self._deadline else None
+        code = error.code if isinstance(error, WorkerRefused) and worker.info.kind == "chatfleet" else None
+        is_death = isinstance(error, WorkerBrokeOff) or code == EngineCrashed.code
+        if isinstance(error, WorkerRefused) and not is_death:
             if error.status == 429 and (self._busy is None or _retry_after(error) < _retry_after(self._busy)):
                 self._busy = error
-            return None
-        ours = worker.info.kind == "chatfleet"
-        is_death = isinstance(error, WorkerBrokeOff) or (
-            ours and isinstance(error, WorkerRefused) and error.code in _ENGINE_CODES
-        )
-        if not (is_death or isinstance(error, WorkerFailed)):
+            if error.status in (429, 502, 503) or (has_begun and error.status < 500):  # of another version, maybe
+                return None
+        if not (is_death or isinstance(error, WorkerFailed) or code == EngineError.code):
             return error
         self._deaths += 1
         self._deaths_in_all += 1
@@ -125,7 +126,8 @@ class Attempts:
             return self.error
         if not has_begun and self._busy is not None:
             return self._busy
-        if not has_begun and isinstance(self.error, WorkerRefused) and not _is_ours(self.failed_workers):
+        is_refused = not has_begun and isinstance(self.error, WorkerRefused)
+        if is_refused and self.failed_workers and not _is_ours(self.failed_workers):
             return self.error
         self.failed_workers = ()
         return None
@@ -182,8 +184,7 @@ class Crowd:
         if self.size < self._most:
             self.size += 1
             return
-        if now - self._since > _RATE_S:
-            self._since, self._ended, self._promised = now - 1.0, 1.0, 0
+        self._roll(now)
         self._promised += 1
         wait_s = self._promised * (now - self._since) / max(self._ended, 1.0)
         raise TooManyRequests(
@@ -191,11 +192,21 @@ class Crowd:
             retry_after_ms=round(1000 * min(max(wait_s, 0.1), 60.0)),
         )
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         self.size -= 1
         self._ended += 1
         if self._promised:
             self._promised -= 1
+        if now - self._since > _RATE_S:
+            self._roll(now)
+
+    def _roll(self, now: float) -> None:
+        """Forget what is long ago."""
+        elapsed_s = now - self._since
+        if elapsed_s > 2 * _RATE_S:
+            self._since, self._ended, self._promised = now - 1.0, 1.0, 0
+        elif elapsed_s > _RATE_S:
+            self._since, self._ended = now - elapsed_s / 2, self._ended / 2
 
 
 class Quarantine:

@@ -132,6 +132,8 @@ class Exchange:
         self.worker.end(self)
 
     def worker_lost(self) -> None:
+        if not self._is_open:
+            return
         self.abandon()
         self._asker.failed(WorkerBrokeOff("The model's worker is gone. Try again."))
 

@@ -208,8 +208,12 @@ class FleetView:
         """When `doubtful` has something next; infinity while that is not known."""
         return min((worker.probe_at() for worker in self._workers.values()), default=math.inf)
 
-    def probed(self, worker: Worker, *, alive: bool, now: float) -> bool:
-        """The outcome of a probe; whether the worker is gone now. A controller that vouches for it keeps it."""
+    def probed(self, worker: Worker, *, alive: bool, now: float, refused: bool = False) -> bool:
+        """The outcome of a probe; whether the worker is gone now. A controller that vouches for it keeps it.
+
+        `refused` says that its host answered for it. What it may still be doing is left alone then: a worker that
+        finishes its last requests refuses new connections, and those of a dead one end by themselves.
+        """
         worker.circuit.probed(alive=alive, now=now)
         doubtful_from = worker.doubtful_from()
         if doubtful_from is None or doubtful_from > now:
@@ -219,7 +223,8 @@ class FleetView:
             return False
         self._workers.pop(worker.info.worker_id, None)
         self._index(now)
-        worker.lose()
+        if not refused:
+            worker.lose()
         return True
 
     def troubled(self) -> list[Worker]:

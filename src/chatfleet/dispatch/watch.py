@@ -112,17 +112,20 @@ class FleetWatch:
                         await self._view_changed.wait()
 
     async def _probe(self, worker: Worker) -> None:
+        alive = refused = False
         try:
             alive = await self._is_alive(worker)
+        except ConnectionRefusedError:
+            refused = True
         finally:
             worker.is_probed = False
-        if self._view.probed(worker, alive=alive, now=time.monotonic()):
+        if self._view.probed(worker, alive=alive, refused=refused, now=time.monotonic()):
             logger.warning("the worker %s at %s is gone", worker.info.worker_id, worker.info.url)
         self._changed()
 
     async def _is_alive(self, worker: Worker) -> bool:
         """Whether this very worker answers; a new one on its port is another one. Our own are asked without the token:
-        whoever has taken the port must not get it."""
+        whoever has taken the port must not get it. Raises ConnectionRefusedError."""
         info = worker.info
         is_ours = info.kind == "chatfleet"
         url = info.url + ("/ready" if is_ours else "/v1/models")
@@ -136,6 +139,10 @@ class FleetWatch:
                     return True
                 answer = await read_bounded(response, _MAX_READY_BYTES)
                 return response.status == 200 and _Ready.model_validate_json(answer).worker_id == info.worker_id
+        except aiohttp.ClientConnectorError as exc:
+            if isinstance(exc.os_error, ConnectionRefusedError):
+                raise exc.os_error from exc
+            return False
         except (aiohttp.ClientError, OSError, ValueError):
             return False
 

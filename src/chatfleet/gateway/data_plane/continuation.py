@@ -65,8 +65,10 @@ class Continuation(Delivered):
         """The text of a chunk that was delivered. Raises CannotGoOn."""
         self._first = self._first or chunk
         text = ""
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
+        for choice in _choices(chunk):
+            delta = choice.get("delta")
+            if not isinstance(delta, dict):
+                delta = {}
             self._has_role = self._has_role or "role" in delta
             if choice.get("finish_reason") is not None:
                 raise CannotGoOn("the answer was complete, but for its end")
@@ -88,20 +90,22 @@ class Continuation(Delivered):
             for name in ("id", "created", "model", "system_fingerprint"):
                 if name in self._first:
                     chunk[name] = self._first[name]
-        choices = chunk.get("choices") or []
-        for choice in choices:
+        usage = chunk.get("usage")
+        for choice in _choices(chunk):
             delta = choice.get("delta")
-            if self._has_role and delta is not None:
+            if self._has_role and isinstance(delta, dict):
                 delta.pop("role", None)
-                if not delta.get("content") and choice.get("finish_reason") is None and not chunk.get("usage"):
+                if not delta.get("content") and choice.get("finish_reason") is None and not usage:
                     return b""
-        if usage := chunk.get("usage"):
+        if isinstance(usage, dict):
             chunk["usage"] = self._added_up(usage)
         return sse(msgspec.json.encode(chunk))
 
     def _added_up(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The prompt of this server had the tokens of the text before, which were an answer's."""
-        prompt_tokens, completion_tokens = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if not (isinstance(prompt_tokens, int) and isinstance(completion_tokens, int)):
+            return usage
         before = min(self._tokens, prompt_tokens)
         return {
             **usage,
@@ -115,14 +119,16 @@ def _request(body: bytes, text: str, tokens: int) -> bytes:
     """The request for what comes behind `text`. Raises CannotGoOn."""
     fields: dict[str, Any] = msgspec.json.decode(body)
     for name, neutral in _NEUTRAL.items():
-        if fields.get(name) not in neutral:
+        if not _is_one_of(fields.get(name), neutral):
             raise CannotGoOn(f"{name!r} does not go on across servers")
     if not text:
         return body
     for name in _LIMITS:
         if isinstance(fields.get(name), int):
-            fields[name] = max(fields[name] - tokens, name != "min_tokens")
+            fields[name] = max(fields[name] - tokens, 0 if name == "min_tokens" else 1)
     if isinstance(fields.get("prompt"), str):
+        if fields.get("max_tokens") is None:
+            raise CannotGoOn("how long it may be is for the server to say, and it would count anew")
         fields["prompt"] += text
     elif isinstance(fields.get("messages"), list):
         messages = list(fields["messages"])
@@ -137,10 +143,20 @@ def _request(body: bytes, text: str, tokens: int) -> bytes:
     return msgspec.json.encode(fields)
 
 
+def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Other than for Python, 0 is not False."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
+
+
 def _chunks(events: bytes) -> Iterator[dict[str, Any]]:
     for event in events.split(b"\n\n"):
         if (chunk := _chunk(event)) is not None:
             yield chunk
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    found = chunk.get("choices")
+    return [choice for choice in found if isinstance(choice, dict)] if isinstance(found, list) else []
 
 
 def _chunk(event: bytes) -> dict[str, Any] | None:

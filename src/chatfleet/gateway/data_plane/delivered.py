@@ -11,6 +11,7 @@ DONE: Final = b"data: [DONE]\n\n"
 _IDS: Final = re.compile(rb"^:r [^\n]*\n", re.MULTILINE)
 _CHOICE: Final = re.compile(rb":r (\d{1,4})((?:,\d{1,10})*)(?: (stop|length))?(?: (\[.*\]))?")
 _START: Final = re.compile(rb":r ([A-Za-z0-9_-]{1,128}) (\d{1,20})")
+_FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
 _PENDING: Final = msgspec.json.Decoder(list[PendingLogprob])
 _USAGE_LINE: Final = b":r usage\n"
 _NOT_AS_AGREED: Final = "the worker did not tell its tokens as agreed"
@@ -49,10 +50,10 @@ class Delivered:
         """The last events: the usage among them, where the client asked for it."""
         return self._previous + self.latest
 
-    @property
-    def lacks_end_only(self) -> bool:
-        """Whether all has come but the very last event, which says so."""
-        return False
+    def lacks_end_only(self, request: bytes) -> bool:
+        """Whether all has come but the very last event, which says so. `request` is the request's body."""
+        is_one = b'"include_usage"' not in request and b'"n"' not in request
+        return is_one and not self.is_done and _FINISH.search(self.latest) is not None
 
     @property
     def is_done(self) -> bool:
@@ -89,8 +90,7 @@ class DeliveredIds(Delivered):
                 self._lines = bytearray()
         return events
 
-    @property
-    def lacks_end_only(self) -> bool:
+    def lacks_end_only(self, request: bytes) -> bool:
         return not self.is_done and self._lines.endswith(_USAGE_LINE)
 
     def resume_body(self, request: bytes) -> bytes:
@@ -98,7 +98,7 @@ class DeliveredIds(Delivered):
         return msgspec.json.encode(ResumeBody(self._resume(), msgspec.Raw(request)))
 
     def _resume(self) -> Resume:
-        if not self.is_whole:
+        if not (self.is_whole and self._max_bytes):
             raise CannotGoOn("the answer is longer than what is kept of it (--recovery-buffer-kb)")
         started: tuple[str, int] | None = None
         choices: dict[int, ResumedChoice] = {}

@@ -143,7 +143,7 @@ class ForwardedRequest(ClientTurn):
 
     def count(self, status: int, duration_s: float) -> None:
         if self._is_admitted:
-            self.plane.crowd.leave()
+            self.plane.crowd.leave(self.started + duration_s)
         if self._exchange is None or self._is_unanswered:
             super().count(status, duration_s)
         self._exchange = None

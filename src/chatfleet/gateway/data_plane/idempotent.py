@@ -75,8 +75,10 @@ class Generation(RelayedRequest):
         self.loop.call_soon(self.lost)  # what tells of it may be in the midst of telling us of events
 
     def tick(self, now: float) -> None:
-        if self._paused_since is None:  # else its readers' time is looked after
+        if self._paused_since is None:
             super().tick(now)
+        elif now - self.started > self.plane.patience.total_s:  # what its readers leave unread is looked after there
+            self.lost()
 
 
 class IdempotentRequest(ClientTurn):
@@ -188,7 +190,7 @@ class IdempotentRequest(ClientTurn):
 
     def count(self, status: int, duration_s: float) -> None:
         if self._is_admitted:
-            self.plane.crowd.leave()
+            self.plane.crowd.leave(self.started + duration_s)
         if self._answer is None:  # else the generation is counted
             super().count(status, duration_s)
 

@@ -143,7 +143,9 @@ class RelayedRequest(ClientTurn):
                 body = delivered.request
         except CannotGoOn as exc:
             assert self._attempts is not None and self._attempts.error is not None
-            raise WorkerFailed(f"{self._attempts.error.message} No other worker can go on: {exc}.") from exc
+            cause = self._attempts.error
+            cause.message = f"{cause.message} No other worker can go on: {exc}."
+            raise cause from exc
         return body, ignored, delivered
 
     def _send(self, worker: Worker, body: bytes, ignored: Sequence[str]) -> None:
@@ -186,8 +188,8 @@ class RelayedRequest(ClientTurn):
             self._route.numbers.gap.observe(now - self._last)
         if self._attempts is not None:
             self.plane.retries.give_back(self)
-        self._last = self._quiet_since = now
         if data := delivered.add(data):
+            self._last = self._quiet_since = now
             self.send_events(data)
 
     def _begin_stream(self, now: float) -> Delivered:
@@ -226,11 +228,17 @@ class RelayedRequest(ClientTurn):
     # When a worker fails
 
     def failed(self, error: ServingError) -> None:
+        try:
+            self._after_failure(error)
+        except Exception as exc:  # a fault of ours must not leave the client waiting
+            self._give_up(as_serving_error(exc))
+
+    def _after_failure(self, error: ServingError) -> None:
         exchange, delivered, now = self._exchange, self._delivered, time.monotonic()
         assert exchange is not None
         self._exchange = None
         self.plane.retries.give_back(self)
-        if delivered is not None and delivered.lacks_end_only:
+        if delivered is not None and delivered.lacks_end_only(self.body):
             self.send_events(delivered.add(DONE))
         if delivered is not None and delivered.is_done:
             self.ended()
@@ -313,11 +321,11 @@ class RelayedRequest(ClientTurn):
         patience = self.plane.patience
         if self._heard_at > self._sent_at:
             return now - self._heard_at > patience.stall_s
-        return now - self._sent_at > (patience.first_event_s if self._delivered is None else patience.stall_s)
+        return now - self._sent_at > patience.first_event_s
 
     def _overdue_error(self) -> WorkerFailed:
         patience = self.plane.patience
-        if self._delivered is None and self._heard_at <= self._sent_at:
+        if self._heard_at <= self._sent_at:
             return FirstEventTimeout(
                 f"The model's worker did not begin to answer within {patience.first_event_s:g} s "
                 "(--first-event-timeout)."
@@ -356,7 +364,7 @@ class RelayedRequest(ClientTurn):
 
     def count(self, status: int, duration_s: float) -> None:
         if self._is_admitted:
-            self.plane.crowd.leave()
+            self.plane.crowd.leave(self.started + duration_s)
         if self._attempts is not None:
             self.plane.retries.give_back(self)
         if (route := self._route) is None:
