@@ -28,11 +28,11 @@ def run(tmp_path: Path, record_property: Callable[[str, object], None]) -> Run:
 
 def test_every_request_of_a_disturbed_fleet_ends_as_if_undisturbed(run: Run) -> None:
     report = run(simulated_plan())
-    assert not report.problems, report
-    assert report.resumed and report.tally.complete["streams"] and report.tally.complete["whole answers"], report
+    assert not report.problems, str(report)
+    assert report.resumed and report.tally.complete["streams"] and report.tally.complete["whole answers"], str(report)
 
 
 def test_streams_of_a_real_model_go_on_with_the_same_tokens(run: Run) -> None:
     report = run(openvino_plan())
-    assert not report.problems, report
-    assert report.resumed and report.tally.complete["streams"], report
+    assert not report.problems, str(report)
+    assert report.resumed and report.tally.complete["streams"], str(report)

@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from support.fleet import until, workers
 from support.processes import CommandProcess, ControllerProcess, FleetEndpoint, GatewayProcess, WorkerProcess
+from support.serve import running
 from support.wire import PATIENCE_S, RawConnection, head, user
 
 CHAT = "/v1/chat/completions"
@@ -147,7 +149,7 @@ def test_an_answer_that_was_to_leave_the_connection_open_does_so_for_a_moment(ga
 def test_no_process_of_a_gateway_that_stops_takes_a_connection_that_nobody_answers(
     controller: ControllerProcess,
 ) -> None:
-    ask = {"messages": user("hi"), "max_tokens": 150, "ignore_eos": True, "stream": True}
+    ask = {"messages": user("hi"), "max_tokens": 250, "ignore_eos": True, "stream": True}
     with (
         fleet_worker(controller),
         GatewayProcess("--processes", "2", controllers=[controller], models=["simulated"]) as gateway,
@@ -156,7 +158,7 @@ def test_no_process_of_a_gateway_that_stops_takes_a_connection_that_nobody_answe
         stream.post(CHAT, ask).read_head()
         stopping = stop(gateway)
         until(lambda: refuses(gateway.url), "its refusal of new connections")
-        assert gateway.alive()
+        assert any(map(running, psutil.Process(gateway.pid).children())), "it refused only once all had ended"
         assert b"".join(stream.read_chunks()).endswith(b"data: [DONE]\n\n")
         stopping.join()
 

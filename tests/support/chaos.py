@@ -6,6 +6,7 @@ the machine, so a run with the same seed is alike and not the same.
 
 import asyncio
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import uvloop
 from support.chaos_answers import Answer, Refused
 from support.chaos_clients import Client, Connection, SdkClient, Tally, run_clients
 from support.chaos_fleet import ChaosFleet, FleetPlan, Part
-from support.chaos_requests import MODEL, Ask, Known, greedy_asks, known_requests, simulated_asks
+from support.chaos_requests import MODEL, Ask, greedy_asks, known_requests, simulated_asks
 from support.chaos_schedule import Kind, Rates, draw_schedule
 from support.metrics import parsed
 from support.processes import WorkerProcess
@@ -74,7 +75,7 @@ def openvino_plan(seconds: float = 10.0) -> Plan:
     engine = ("--deterministic", "--kv-cache-gb", "0.2")
     return Plan(
         seconds=seconds,
-        rates=Rates(workers_s=3.0, wire_s=0.7, gateways_s=8.0, controllers_s=5.0, blackouts=False),
+        rates=Rates(workers_s=2.0, wire_s=0.5, gateways_s=8.0, controllers_s=5.0, blackouts=False),
         fleet=FleetPlan(
             workers=3,
             gateways=2,
@@ -145,8 +146,10 @@ def run_chaos(plan: Plan, seed: int, folder: Path) -> Report:
     report = Report(seed, plan)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         fleet = ChaosFleet(plan.fleet, folder)
+        kinds = [SdkClient] * plan.sdk_clients + [Client] * (plan.clients - plan.sdk_clients)
+        clients = [kind(number, seed, known, fleet, report.tally) for number, kind in enumerate(kinds)]
         try:
-            runner.run(_run(fleet, known, report))
+            runner.run(_run(fleet, clients, report))
         finally:
             fleet.kill()
     report.took_s = time.monotonic() - began
@@ -173,15 +176,13 @@ class _Asker:
             connection.close()
 
 
-async def _run(fleet: ChaosFleet, known: Sequence[Known], report: Report) -> None:
+async def _run(fleet: ChaosFleet, clients: Sequence[Client], report: Report) -> None:
     plan = report.plan
     try:
         async with asyncio.timeout(_START_S + plan.seconds + _END_S + _WATCHDOG_S):
             async with asyncio.timeout(_START_S):
                 await fleet.start()
             is_over = asyncio.Event()
-            kinds = [SdkClient] * plan.sdk_clients + [Client] * (plan.clients - plan.sdk_clients)
-            clients = [kind(number, report.seed, known, fleet, report.tally) for number, kind in enumerate(kinds)]
             asking = asyncio.create_task(run_clients(clients, is_over, _END_S, report.tally))
             try:
                 await _suffer(fleet, report)
@@ -218,7 +219,8 @@ async def _suffer(fleet: ChaosFleet, report: Report) -> None:
     fleet.suffer_no_more()
     for outcome in await asyncio.gather(*suffering, return_exceptions=True):
         if isinstance(outcome, BaseException):
-            report.problems.append(f"an incident went wrong itself: {outcome!r}")
+            trace = "".join(traceback.format_exception(outcome))
+            report.problems.append(f"an incident went wrong itself: {trace}")
 
 
 async def _left_behind(fleet: ChaosFleet) -> list[str]:

@@ -20,6 +20,9 @@ from support.chaos_requests import CHAT, Ask, Known
 PATIENCE_S: Final = 90.0
 """How long any request may take, whatever goes wrong meanwhile."""
 
+CROSSING_S: Final = 1.0
+"""Within how long a request meets the end of its kept connection, where the two have crossed."""
+
 
 class ConnectionLost(Exception):
     """The gateway ended the connection before the answer was complete; `began` is whether any of it had come."""
@@ -53,8 +56,8 @@ class Circumstances(Protocol):
     def gateway_killed_since(self, gateway: int, began: float) -> bool:
         """Whether this gateway has been killed since then (seconds of time.monotonic)."""
 
-    def no_worker_until(self, failed: float) -> bool:
-        """Whether no worker could have answered for as long as a gateway looks for one before it gives up."""
+    def no_worker_until(self, gateway: int, failed: float) -> bool:
+        """Whether no worker could have answered for as long as this gateway looks for one before it gives up."""
 
 
 class Connection(asyncio.Protocol):
@@ -171,7 +174,7 @@ class Client:
             except ConnectionLost as exc:
                 if self._fleet.gateway_killed_since(self._at, began):
                     self._tally.excused["its gateway was killed"] += 1
-                elif not exc.began and self._was_kept:
+                elif not exc.began and self._was_kept and time.monotonic() - began < CROSSING_S:
                     self._tally.excused["a kept connection was closed"] += 1
                 else:
                     self._problem(known, "the gateway cut the connection" + (" midway" if exc.began else ""))
@@ -207,7 +210,7 @@ class Client:
 
     def _judge(self, known: Known, found: Answer | Refused) -> None:
         if isinstance(found, Refused):
-            if self._fleet.no_worker_until(time.monotonic()):
+            if self._fleet.no_worker_until(self._at, time.monotonic()):
                 self._tally.excused[f"no worker was there: {found.status or 'stream'} {found.error['code']}"] += 1
             else:
                 self._problem(known, str(found))

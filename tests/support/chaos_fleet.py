@@ -1,6 +1,7 @@
 """A fleet of real processes at fixed addresses, each of which can be disturbed and comes back."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -56,6 +57,8 @@ class Part:
     process: asyncio.subprocess.Process | None = None
     killed_at: list[float] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
+    frozen_at: float = -math.inf
+    """When it was frozen last."""
 
     @property
     def url(self) -> str:
@@ -191,6 +194,8 @@ class ChaosFleet:
             wire.close()
         for part in self.parts:
             self._thaw(part)
+        if self._endings:  # a second signal would cut what drains
+            await asyncio.wait(self._endings, timeout=15)
         alive = [process for process in self._processes if process.returncode is None]
         for process in alive:
             with suppress(ProcessLookupError):
@@ -217,9 +222,14 @@ class ChaosFleet:
     def gateway_killed_since(self, gateway: int, began: float) -> bool:
         return any(killed >= began for killed in self.gateways[gateway].killed_at)
 
-    def no_worker_until(self, failed: float) -> bool:
+    def no_worker_until(self, gateway: int, failed: float) -> bool:
         margin_s = 0.1 * self._plan.retry_s  # its clock began a little after the incident, and its news took a moment
-        return self.presence.all_down(failed - self._plan.retry_s + margin_s, failed - margin_s)
+        decided, frozen_at = failed, self.gateways[gateway].frozen_at
+        if failed - frozen_at < FREEZE_S + NEWS_S:  # its time may have been over while it was frozen
+            decided = max(frozen_at, failed - FREEZE_S - NEWS_S)
+        spans_s = (decided + step * margin_s for step in range(1 + int((failed - decided) / margin_s)))
+        retry_s = self._plan.retry_s - margin_s
+        return any(self.presence.all_down(end - retry_s, end - margin_s) for end in (failed, *spans_s))
 
     # What happens to it
 
@@ -280,10 +290,10 @@ class ChaosFleet:
             case Kind.FREEZE_WORKER:
                 await self._freeze(part, part.pid)
             case Kind.KILL_ENGINE:
-                engine.kill()
+                os.kill(engine, signal.SIGKILL)
                 await self._until(part, "/ready", lambda status: status != 200)
             case Kind.FREEZE_ENGINE:
-                await self._freeze(part, engine.pid)
+                await self._freeze(part, engine)
         await self._worker_came(number)
 
     async def _blackout(self, kind: Kind) -> None:
@@ -371,10 +381,11 @@ class ChaosFleet:
 
     async def _kill(self, part: Part, then: Callable[[], None] = lambda: None) -> None:
         assert part.process is not None
-        part.killed_at.append(time.monotonic())
+        part.killed_at.append(math.inf)  # it takes a moment to die, and until then connections still come about
         part.process.kill()
         then()
         await part.process.wait()
+        part.killed_at[-1] = time.monotonic()
 
     async def _end(self, part: Part) -> None:
         assert part.process is not None
@@ -395,6 +406,7 @@ class ChaosFleet:
 
     async def _freeze(self, part: Part, pid: int) -> None:
         part.frozen.add(pid)
+        part.frozen_at = time.monotonic()
         try:
             os.kill(pid, signal.SIGSTOP)
             await asyncio.sleep(FREEZE_S)
@@ -458,6 +470,6 @@ class ChaosFleet:
                 group.create_task(one)
 
 
-def _engine_of(worker_pid: int) -> psutil.Process:
+def _engine_of(worker_pid: int) -> int:
     (engine,) = psutil.Process(worker_pid).children()
-    return engine
+    return engine.pid

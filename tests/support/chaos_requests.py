@@ -141,7 +141,7 @@ def greedy_asks() -> list[Ask]:
     asks = []
     for number, subject in enumerate(subjects):
         fields: Json = {"messages": user(f"Tell me about {subject}."), "temperature": 0}
-        fields |= {"max_tokens": rng.randrange(60, 120), "min_tokens": 40}
+        fields |= {"max_tokens": rng.randrange(150, 300), "ignore_eos": True}
         asks.append(Ask(f"chat, {subject}", CHAT, {**fields, **(_USAGE if number % 2 else {})}))
     fields = {"messages": user("Hello!"), "temperature": 0, "max_tokens": 80, "ignore_eos": True, **_USAGE}
     asks.append(Ask("chat, greeting to be stopped", CHAT, fields))
