@@ -320,6 +320,19 @@ def test_an_answer_too_large_to_keep_reaches_its_client() -> None:
         assert len(fleet.upstream.calls) == 1
 
 
+def test_a_slow_client_is_told_that_its_stream_was_given_up() -> None:
+    """Of an answer that is not kept, so that the worker has to wait for the client."""
+    with raw_fleet("--idempotency-buffer-mb", "1", "--total-timeout", "2") as fleet, fleet.gateway.http() as http:
+        text = "x" * 1000
+        fleet.upstream.script = lambda call: call.send(event_stream(*[text] * 50_000))
+        with fleet.connect() as connection:
+            connection.send(hot(ask(stream=True), keyed(new_key())))
+            fleet.upstream.until_called()
+            until(lambda: scrape(http).total("chatfleet:requests_in_flight") == 0, "the end of its time")
+            *_, last = events(connection.read_response().body)
+        assert error_object(last)["code"] == "total_timeout"
+
+
 def test_a_key_is_one_clients_own() -> None:
     with raw_fleet("--api-key", "alice", "--api-key", "bob", api_key="alice") as fleet:
         body, key = ask(), new_key()

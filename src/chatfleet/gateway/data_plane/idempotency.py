@@ -170,7 +170,7 @@ class Answer:
         self._tell()
 
     def abandon(self, now: float) -> None:
-        """Its end will not come."""
+        """Its end will not come, and nobody reads it."""
         self.has_ended = True
         self._store.stop_keeping(self)
         self._store.ended(self, now)

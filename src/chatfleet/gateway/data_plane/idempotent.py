@@ -1,11 +1,10 @@
 """Requests with an Idempotency-Key, in the process that has their answers."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 
-from chatfleet.core.errors import ServingError
+from chatfleet.core.errors import ServingError, TotalTimeout
 from chatfleet.gateway.data_plane.answer import ClientTurn
 from chatfleet.gateway.data_plane.heads import IDEMPOTENT_REPLAYED, RequestHead
 from chatfleet.gateway.data_plane.idempotency import Answer, IdempotencyStore, digest_of
@@ -14,8 +13,6 @@ from chatfleet.gateway.data_plane.request import RelayedRequest
 from chatfleet.http.body import OFF_LOOP_BYTES
 from chatfleet.http.errors import as_serving_error
 from chatfleet.http.protocol import STALLED_S, HttpProtocol
-
-logger = logging.getLogger(__name__)
 
 
 class Generation(RelayedRequest):
@@ -77,8 +74,14 @@ class Generation(RelayedRequest):
     def tick(self, now: float) -> None:
         if self._paused_since is None:
             super().tick(now)
-        elif now - self.started > self.plane.patience.total_s:  # what its readers leave unread is looked after there
-            self.lost()
+        elif now - self.started > (total_s := self.plane.patience.total_s):
+            self.give_up(TotalTimeout(f"The request took longer than {total_s:g} s (--total-timeout)."))
+
+    def give_up(self, error: ServingError) -> None:
+        """Stop, and have all readers told why: what ended without a word would look whole to them."""
+        if not self.response_complete:
+            self.stop()
+            self._give_up(error)
 
 
 class IdempotentRequest(ClientTurn):
@@ -213,11 +216,10 @@ class IdempotentRequests:
         for generation in list(self.generations):
             try:
                 generation.tick(now)
-            except Exception:
-                logger.exception("a request is given up, since looking after it failed")
-                generation.lost()
+            except Exception as exc:
+                generation.give_up(as_serving_error(exc))
 
     def close(self) -> None:
-        """Nobody will come for what is still on its way."""
+        """Nobody is there, or will come, for what is still on its way."""
         for generation in list(self.generations):
             generation.lost()
