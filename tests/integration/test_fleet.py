@@ -90,6 +90,7 @@ class Load:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
 
+@pytest.mark.long
 def test_a_second_worker_joins_under_load_and_takes_its_share() -> None:
     with (
         ControllerProcess(*QUICK) as controller,

@@ -29,6 +29,7 @@ def worker() -> Iterator[WorkerProcess]:
         yield process
 
 
+@pytest.mark.long
 async def test_every_request_of_a_ten_second_overload_succeeds_with_a_client_as_it_comes(
     worker: WorkerProcess,
 ) -> None:

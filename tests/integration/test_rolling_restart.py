@@ -43,6 +43,7 @@ def ended_well(process: CommandProcess) -> None:
     assert "Traceback" not in process.output, process.output
 
 
+@pytest.mark.long
 def test_workers(parts: ExitStack) -> None:
     controller = parts.enter_context(ControllerProcess())
     workers = [parts.enter_context(worker_of(controller)) for _ in range(3)]
@@ -58,6 +59,7 @@ def test_workers(parts: ExitStack) -> None:
     assert not load.refused
 
 
+@pytest.mark.long
 def test_controllers(parts: ExitStack) -> None:
     ports = free_ports(2)
     controllers = [parts.enter_context(ControllerProcess(port=port)) for port in ports]
@@ -74,6 +76,7 @@ def test_controllers(parts: ExitStack) -> None:
     assert not load.refused
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 def test_gateways_where_clients_go_to_the_other_when_one_refuses(parts: ExitStack, processes: int) -> None:
     controller = parts.enter_context(ControllerProcess())
