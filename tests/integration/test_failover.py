@@ -302,6 +302,17 @@ def test_who_takes_a_stream_over_has_the_time_of_a_beginning() -> None:
         assert events(fleet.post(stream=True).content)[-2:] == ['"c"', "[DONE]"]
 
 
+def test_a_client_that_leaves_a_silent_stream_is_noticed_at_once() -> None:
+    """Two comments would have to meet its absence, else, and the next is a minute away."""
+    with fleet_of("--keep-alive-interval=60", "--stall-timeout=600") as fleet:
+        calls = fleet.scripts(lambda call: (call.send(stream_head() + told(*BEGUN)), silent(call)))
+        with RawConnection(fleet.gateway.url) as connection:
+            connection.post(CHAT, ask(True))
+            connection.read_head()
+            next(connection.read_chunks())
+        until(lambda: calls[0].is_closed, "the worker is left")
+
+
 def test_more_than_is_kept_is_one_error() -> None:
     with fleet_of("--recovery-buffer-kb=1") as fleet:
         many = tuple((f":r 0,{number}\n", '"a"') for number in range(1000))

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from support.processes import WorkerProcess
+from support.processes import THROUGH, Endpoint, endpoint
 from support.wire import Json, failed, user
 
 SLOTS, QUEUE, CLIENTS = 8, 8, 64
@@ -22,16 +22,17 @@ def request(seconds: float, **more: object) -> Json:
     return {"model": "simulated", "messages": user("hi"), "max_tokens": tokens, "ignore_eos": True, **more}
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerProcess]:
+@pytest.fixture(scope="module", params=THROUGH)
+def worker(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """Itself, or through a gateway, which passes on what it says when there is no other."""
     limits = ("--max-concurrency", str(SLOTS), "--max-queue", str(QUEUE))
-    with WorkerProcess("--engine", "simulated", "--sim-itl-ms", str(STEP_MS), *limits) as process:
+    with endpoint(request.param, "--engine", "simulated", "--sim-itl-ms", str(STEP_MS), *limits) as process:
         yield process
 
 
 @pytest.mark.long
 async def test_every_request_of_a_ten_second_overload_succeeds_with_a_client_as_it_comes(
-    worker: WorkerProcess,
+    worker: Endpoint,
 ) -> None:
     """Eight slots have ten seconds of work before them, and two retries are all that the client makes."""
     turned_away = 0
@@ -63,7 +64,7 @@ async def test_every_request_of_a_ten_second_overload_succeeds_with_a_client_as_
     assert took_s < 60
 
 
-async def test_the_refused_are_told_when_to_come_each_later_than_the_one_before(worker: WorkerProcess) -> None:
+async def test_the_refused_are_told_when_to_come_each_later_than_the_one_before(worker: Endpoint) -> None:
     many = SLOTS + QUEUE + 5
     async with httpx.AsyncClient(base_url=worker.url, timeout=100) as http:
         asking = [asyncio.create_task(http.post(CHAT, json=request(60))) for _ in range(many)]

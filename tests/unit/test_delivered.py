@@ -225,6 +225,9 @@ def test_what_would_not_go_on_is_not_tried(fields: dict[str, Any]) -> None:
         b'data: {"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}}]}\n\n',
         b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [{}]}}]}\n\n',
         b'data: {"choices": [{"index": 1, "delta": {"content": "a"}}]}\n\n',
+        b"data: 1\n\n",
+        b"data: nothing\n\n",
+        b'data: {"error": {"message": "no"}}\n\n',
         chunk(finish="stop"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from chatfleet.core.errors import ServingError
+from chatfleet.dispatch.events import KEEP_ALIVE
 from chatfleet.gateway.data_plane.heads import (
     CONTINUE,
     JSON_HEAD,
@@ -136,15 +137,17 @@ class ClientTurn(Turn):
             self.answer_error(error, close=True)
 
     def half_closed(self) -> None:
-        if self.head_is_sent:  # what is written from now on tells whether anybody reads
-            return
-        if self.head.understands_chunks:  # and 1xx
-            self.write(PROCESSING)
-            self.loop.call_later(_PROBE_S, self._probe_again)
+        if self.head_is_sent or self.head.understands_chunks:  # and 1xx
+            self._probe()
+            self.loop.call_later(_PROBE_S, self._probe)
 
-    def _probe_again(self) -> None:
-        """A client that is gone has answered the first probe with a reset, which the second one meets."""
-        if not self.head_is_sent and not self.response_complete:
+    def _probe(self) -> None:
+        """A client that is gone answers the first probe with a reset, which the second one meets."""
+        if self.response_complete:
+            return
+        if self.head_is_sent:
+            self.send_comment(KEEP_ALIVE)
+        else:
             self.write(PROCESSING)
 
     def lost(self) -> None:

@@ -4,7 +4,7 @@ The text that the client has got becomes an unfinished message of the assistant,
 has the model go on with. What comes then is made to look as if the first server had sent it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -57,12 +57,16 @@ class Continuation(Delivered):
         text = ""
         for piece in before.pieces:
             super().add(piece)
-            for chunk in _chunks(piece):
-                text += self._read(chunk)
+            for event in piece.split(b"\n\n"):
+                if _has_data(event):
+                    text += self._read(event)
         self.request = _request(request, text, self._tokens)
 
-    def _read(self, chunk: dict[str, Any]) -> str:
-        """The text of a chunk that was delivered. Raises CannotGoOn."""
+    def _read(self, event: bytes) -> str:
+        """The text of an event that was delivered. Raises CannotGoOn."""
+        chunk = _chunk(event)
+        if chunk is None or not isinstance(chunk.get("choices"), list):
+            raise CannotGoOn("it is not plain text")
         self._first = self._first or chunk
         text = ""
         for choice in _choices(chunk):
@@ -148,10 +152,8 @@ def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
 
 
-def _chunks(events: bytes) -> Iterator[dict[str, Any]]:
-    for event in events.split(b"\n\n"):
-        if (chunk := _chunk(event)) is not None:
-            yield chunk
+def _has_data(event: bytes) -> bool:
+    return any(line.startswith(b"data:") for line in event.split(b"\n"))
 
 
 def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
