@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFReader, quants
+
+from chatfleet.engines.base import EngineConfig, GenerateRequest, SamplingParams, TokenDelta
+from chatfleet.engines.openvino.backend import OpenVINOBackend
 
 
 def _load_writer() -> ModuleType:
@@ -80,7 +84,7 @@ class Reference:
             tie_word_embeddings=True,
         )
         self._model = Qwen2ForCausalLM(config).float().eval()
-        state = {_hf_name(tensor.name): _values(tensor) for tensor in GGUFReader(path).tensors}
+        state = {writer.huggingface_name(tensor.name): _values(tensor) for tensor in GGUFReader(path).tensors}
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
         self._model.load_state_dict(state)
 
@@ -109,31 +113,60 @@ class Reference:
         return token_ids, logprobs
 
 
-_HF_PARTS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _hf_name(name: str) -> str:
-    match name.split("."):
-        case ["blk", layer, part, kind]:
-            return f"model.layers.{layer}.{_HF_PARTS[part]}.{kind}"
-        case ["token_embd", kind]:
-            return f"model.embed_tokens.{kind}"
-        case ["output_norm", kind]:
-            return f"model.norm.{kind}"
-    raise ValueError(name)
-
-
 def _values(tensor: Any) -> torch.Tensor:
     size = [int(length) for length in reversed(tensor.shape)]
     values = quants.dequantize(tensor.data, tensor.tensor_type)
     return torch.from_numpy(np.array(values, np.float32).reshape(size))
+
+
+class Driver:
+    """Runs requests on a backend and keeps what each one got."""
+
+    def __init__(self, backend: OpenVINOBackend) -> None:
+        self.backend = backend
+        self.deltas: dict[int, list[TokenDelta]] = {}
+        self._ids = count(1)
+
+    def add(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> int:
+        request_id = next(self._ids)
+        params = SamplingParams(**{"max_tokens": 8, "temperature": 0.0} | sampling)
+        request = GenerateRequest(
+            request_id=request_id, prompt_token_ids=prompt, sampling=params, output_token_ids=begun or []
+        )
+        self.backend.add(request)
+        self.deltas[request_id] = []
+        return request_id
+
+    def step(self) -> list[TokenDelta]:
+        deltas = self.backend.step()
+        for delta in deltas:
+            self.deltas[delta.request_id].append(delta)
+        return deltas
+
+    def finish(self, most_steps: int = 5000) -> int:
+        """Step until nothing is left to do; the number of steps."""
+        for steps in range(most_steps):
+            if self.backend.next_step_s() is None:
+                return steps
+            self.step()
+        raise AssertionError(f"not done after {most_steps} steps")
+
+    def tokens(self, request_id: int) -> list[int]:
+        return [token_id for delta in self.deltas[request_id] for token_id in delta.token_ids]
+
+    def end(self, request_id: int) -> str:
+        last = self.deltas[request_id][-1]
+        return last.fault.message if last.fault else str(last.finish_reason)
+
+    def generate(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> list[int]:
+        request_id = self.add(prompt, begun, **sampling)
+        self.finish()
+        return self.tokens(request_id)
+
+
+def load(path: Path, **config: Any) -> Driver:
+    return Driver(OpenVINOBackend(EngineConfig(engine="openvino", model_path=str(path), **config)))
+
+
+def prompts(number: int, length: int, seed: int = 0) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(0, 500, (number, length)).tolist()

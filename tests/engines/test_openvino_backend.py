@@ -5,79 +5,26 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from gguf import GGMLQuantizationType
 
 import chatfleet.engines.openvino.backend as backend_module
 import chatfleet.engines.openvino.conversion as conversion
 from chatfleet.core.errors import ConfigurationError
-from chatfleet.engines.base import EngineConfig, GenerateRequest, RequestRefused, SamplingParams, TokenDelta
+from chatfleet.engines.base import RequestRefused
 from chatfleet.engines.openvino.admission import Pool
-from chatfleet.engines.openvino.backend import OpenVINOBackend
+from chatfleet.engines.openvino.devices import find_device
 from chatfleet.engines.openvino.model_files import inspect_model, ir_folder
-from engines.openvino_models import FLAT, TINY, Reference, write_ir, writer
+from engines.openvino_models import FLAT, TINY, Driver, Reference, load, prompts, write_ir, writer
 
 PROMPT = [5, 9, 100, 42, 17, 300]
 KV_BYTES_PER_BLOCK = {"f16": 2 * 2 * 2 * 16 * 2 * 32, "f32": 2 * 2 * 2 * 16 * 4 * 32}
 """Of TINY: keys and values x layers x KV heads x head size x element x tokens."""
-
-
-class Driver:
-    """Runs requests on a backend and keeps what each one got."""
-
-    def __init__(self, backend: OpenVINOBackend) -> None:
-        self.backend = backend
-        self.deltas: dict[int, list[TokenDelta]] = {}
-        self._ids = count(1)
-
-    def add(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> int:
-        request_id = next(self._ids)
-        params = SamplingParams(**{"max_tokens": 8, "temperature": 0.0} | sampling)
-        request = GenerateRequest(
-            request_id=request_id, prompt_token_ids=prompt, sampling=params, output_token_ids=begun or []
-        )
-        self.backend.add(request)
-        self.deltas[request_id] = []
-        return request_id
-
-    def step(self) -> list[TokenDelta]:
-        deltas = self.backend.step()
-        for delta in deltas:
-            self.deltas[delta.request_id].append(delta)
-        return deltas
-
-    def finish(self, most_steps: int = 5000) -> int:
-        """Step until nothing is left to do; the number of steps."""
-        for steps in range(most_steps):
-            if self.backend.next_step_s() is None:
-                return steps
-            self.step()
-        raise AssertionError(f"not done after {most_steps} steps")
-
-    def tokens(self, request_id: int) -> list[int]:
-        return [token_id for delta in self.deltas[request_id] for token_id in delta.token_ids]
-
-    def end(self, request_id: int) -> str:
-        last = self.deltas[request_id][-1]
-        return last.fault.message if last.fault else str(last.finish_reason)
-
-    def generate(self, prompt: list[int], begun: list[int] | None = None, **sampling: Any) -> list[int]:
-        request_id = self.add(prompt, begun, **sampling)
-        self.finish()
-        return self.tokens(request_id)
-
-
-def load(path: Path, **config: Any) -> Driver:
-    return Driver(OpenVINOBackend(EngineConfig(engine="openvino", model_path=str(path), **config)))
-
-
-def prompts(number: int, length: int, seed: int = 0) -> list[list[int]]:
-    return np.random.default_rng(seed).integers(0, 500, (number, length)).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +111,45 @@ class TestStopping:
         assert driver.generate(PROMPT) == token_ids
         assert driver.generate(PROMPT, stop_token_ids=(500,)) == token_ids
         assert driver.generate(PROMPT, stop_token_ids=(token_ids[2],)) == token_ids[:3]
+
+
+class TestMinTokens:
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {},
+            {"temperature": 2.0, "seed": 5},
+            {"temperature": 2.0, "seed": 6, "top_p": 0.9, "top_k": 50, "min_p": 0.001},
+            {"presence_penalty": -2.0, "frequency_penalty": 2.0},
+        ],
+    )
+    def test_stop_tokens_do_not_come_before_it(self, exact: Driver, sampling: dict[str, Any]) -> None:
+        stops = tuple(range(100, 500))  # most of the vocabulary
+        for least in (1, 2, 20):
+            request_id = exact.add(PROMPT, max_tokens=200, min_tokens=least, stop_token_ids=(*stops, 512), **sampling)
+            exact.finish()
+            token_ids = exact.tokens(request_id)
+            assert not set(token_ids[:least]) & set(stops)
+            assert exact.end(request_id) == "stop" and token_ids[-1] in stops and len(token_ids) > least
+
+    def test_what_is_drawn_instead_is_the_best_of_the_others(self, exact: Driver, reference: Reference) -> None:
+        log_probabilities = reference.log_probabilities(PROMPT)
+        best, second = np.argsort(-log_probabilities)[:2].tolist()
+        request_id = exact.add(PROMPT, max_tokens=2, min_tokens=1, stop_token_ids=(best,), logprobs=0)
+        exact.finish()
+        [entry, *_] = exact.deltas[request_id][0].logprobs or []
+        assert entry.token_id == second
+        assert entry.logprob == pytest.approx(float(log_probabilities[second]), abs=2e-2)
+
+    def test_it_counts_the_tokens_that_another_engine_has_generated(self, exact: Driver) -> None:
+        settings: dict[str, Any] = {"max_tokens": 60, "min_tokens": 10, "stop_token_ids": tuple(range(100, 500))}
+        whole = exact.generate(PROMPT, **settings)
+        for cut in (1, 5, len(whole) - 1):
+            assert exact.generate(PROMPT, whole[:cut], **settings) == whole[cut:]
+
+    def test_stop_tokens_beyond_the_vocabulary_are_no_harm(self, exact: Driver, reference: Reference) -> None:
+        token_ids = exact.generate(PROMPT, min_tokens=4, stop_token_ids=(512, 2**30))
+        assert token_ids == reference.greedy(PROMPT, 8)[0]
 
 
 class TestSampling:
@@ -261,6 +247,9 @@ class TestIRFolder:
             from_ir.add(PROMPT, frequency_penalty=0.5)
         assert refused.value.fault.param == "frequency_penalty"
         with pytest.raises(RequestRefused) as refused:
+            from_ir.add(PROMPT, min_tokens=3)
+        assert refused.value.fault.param == "min_tokens"
+        with pytest.raises(RequestRefused) as refused:
             exact.add(PROMPT, repetition_penalty=1.1)
         assert refused.value.fault.param == "repetition_penalty"
 
@@ -273,9 +262,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("param", "sampling"),
         [
-            ("min_tokens", {"min_tokens": 3}),
+            ("bad_words_token_ids", {"bad_words_token_ids": ((5,),)}),
             ("logit_bias", {"logit_bias": {3: 1.0}}),
-            ("prompt_logprobs", {"prompt_logprobs": True}),
             ("top_logprobs", {"logprobs": 2}),
         ],
     )
@@ -581,7 +569,7 @@ class TestEmbeddings:
 
     def test_at_default_precision_they_are_close(self, models: Path, reference: Reference) -> None:
         driver = load(models / "tiny.gguf")
-        assert driver.backend._embedding is None  # made on demand
+        assert driver.backend._hidden_states._future is None  # made on demand
         vector = np.frombuffer(driver.backend.embed(prompts(1, 30)[0]), "<f4")
         assert float(vector @ reference.embedding(prompts(1, 30)[0])) > 0.999
 
@@ -652,9 +640,25 @@ class TestLoading:
         with pytest.raises(ConfigurationError, match=f"weights as {dtype}.*Convert it to F16"):
             load(path)
 
-    def test_a_device_that_is_not_there_is_named(self, models: Path) -> None:
-        with pytest.raises(ConfigurationError, match="on NPU7"):
+    def test_a_device_that_is_not_there_is_named_with_those_that_are(self, models: Path) -> None:
+        with pytest.raises(ConfigurationError, match="no device NPU7 .*there is .*CPU"):
             load(models / "tiny.gguf", device="npu7")
+
+    def test_a_device_by_its_name_or_one_of_several_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ov.Core, "available_devices", ["CPU", "GPU.0", "GPU.1", "NPU"])
+        assert find_device("auto") == "CPU"
+        for device in ("cpu", "gpu", "gpu.1", "npu", "hetero:gpu,cpu"):
+            assert find_device(device) == device.upper()
+        for device in ("gpu.2", "xpu", "gp"):
+            with pytest.raises(ConfigurationError, match="GPU.0, GPU.1, NPU"):
+                find_device(device)
+
+    def test_a_device_that_cannot_run_it_says_which_ones_can(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backend_module, "find_device", lambda _: "NPU")
+        with pytest.raises(ConfigurationError, match="on NPU: .*made for CPUs and GPUs"):
+            load(models / "tiny.gguf")
 
     def test_a_whole_context_can_be_used(self, models: Path) -> None:
         driver = load(models / "tiny.gguf")

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
+import chatfleet.engines.openvino.sampling as sampling_module
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.engines.base import RequestRefused, SamplingParams
+from chatfleet.engines.memory import KV_FRACTION, KVShape, available_bytes, kv_blocks
 from chatfleet.engines.openvino.admission import Need, Pool
 from chatfleet.engines.openvino.gguf_header import NotGGUF, read_gguf_header
 from chatfleet.engines.openvino.ir import LOGIT_SHIFT, shift_logits
-from chatfleet.engines.openvino.memory import KV_FRACTION, KVShape, available_bytes, kv_blocks
 from chatfleet.engines.openvino.model_files import first_line, inspect_model
 from chatfleet.engines.openvino.prefill import MAX_STEP_TOKENS, MIN_STEP_TOKENS, measure_step_cost, step_tokens
-from chatfleet.engines.openvino.sampling import generation_settings, honoured_parameters
+from chatfleet.engines.openvino.sampling import honoured_parameters
 from engines.openvino_models import TINY, writer
+
+
+def generation_settings(sampling: SamplingParams, *, given: int = 0) -> dict[str, Any]:
+    return sampling_module.generation_settings(sampling, given=given, vocab_size=TINY.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +68,10 @@ class TestGenerationSettings:
         assert settings["ignore_eos"] is False
         assert settings["eos_token_id"] in settings["stop_token_ids"] == {7, 9}
 
-    def test_seeds_are_taken_modulo_2_to_the_32(self) -> None:
-        seeds = [generation_settings(SamplingParams(max_tokens=1, seed=seed)) for seed in (-1, 2**63)]
-        assert [settings["rng_seed"] for settings in seeds] == [2**32 - 1, 0]
+    def test_seeds_that_differ_beyond_32_bits_differ(self) -> None:
+        given = (-(2**63), -1, 0, 2**32 - 1, 2**32, 2**63 - 1)
+        seeds = {generation_settings(SamplingParams(max_tokens=1, seed=seed))["rng_seed"] for seed in given}
+        assert len(seeds) == len(given) and all(0 <= seed < 2**32 for seed in seeds)
 
     def test_without_a_seed_each_request_has_its_own(self) -> None:
         drawn = {generation_settings(SamplingParams(max_tokens=1))["rng_seed"] for _ in range(20)}
@@ -93,12 +99,32 @@ class TestGenerationSettings:
             generation_settings(SamplingParams(**{"max_tokens": 1} | bad))
         assert refused.value.fault.param == next(iter(bad))
 
+    @pytest.mark.parametrize("speculates", [True, False])
     @pytest.mark.parametrize("shifted", [True, False])
-    def test_only_penalties_that_come_out_right_are_offered(self, shifted: bool) -> None:
-        offered = honoured_parameters(shifted_logits=shifted)
+    def test_only_penalties_that_come_out_right_are_offered(self, shifted: bool, speculates: bool) -> None:
+        offered = honoured_parameters(shifted_logits=shifted, speculates=speculates)
         assert {"presence_penalty", "frequency_penalty"} <= offered if shifted else "presence_penalty" not in offered
         assert ("repetition_penalty" in offered) is not shifted
-        assert not offered & {"min_tokens", "logit_bias", "prompt_logprobs"}
+        assert ("min_tokens" in offered) is (shifted and not speculates)
+        assert not offered & {"logit_bias", "bad_words_token_ids"}
+
+    def test_stop_tokens_are_held_back_for_as_long_as_there_are_any(self) -> None:
+        def least(given: int = 0, **sampling: Any) -> int:
+            settings = generation_settings(SamplingParams(max_tokens=9, **sampling), given=given)
+            return int(settings["min_new_tokens"])
+
+        assert least(stop_token_ids=(7,)) == 0
+        assert least(stop_token_ids=(7,), min_tokens=5) == 5
+        assert least(stop_token_ids=(7,), min_tokens=5, given=3) == 2
+        assert least(stop_token_ids=(7,), min_tokens=5, given=6) == 0
+        assert least(stop_token_ids=(7,), min_tokens=20) == 9
+        assert least(min_tokens=5) == 0
+
+    def test_stop_tokens_beyond_the_vocabulary_are_left_out(self) -> None:
+        settings = generation_settings(SamplingParams(max_tokens=9, min_tokens=3, stop_token_ids=(7, 512)))
+        assert settings["stop_token_ids"] == {7}
+        settings = generation_settings(SamplingParams(max_tokens=9, min_tokens=3, stop_token_ids=(512, 9000)))
+        assert settings["ignore_eos"] is True and settings["min_new_tokens"] == 0
 
 
 class TestAdmission:
@@ -218,7 +244,7 @@ class TestMemory:
 
 class TestStepTokens:
     def test_a_step_fits_80_ms(self) -> None:
-        assert step_tokens(fixed_s=0.033, per_token_s=0.0007) == 64
+        assert step_tokens(fixed_s=0.033, per_token_s=0.0007) == 128
 
     def test_a_slow_model_reads_at_least_32_a_step(self) -> None:
         assert step_tokens(fixed_s=0.5, per_token_s=0.01) == MIN_STEP_TOKENS

@@ -320,7 +320,7 @@ async def test_a_refused_request_fails_alone(launch: Launch) -> None:
         await read(engine.generate([REFUSED], sampling()))
     assert caught.value.param == "logit_bias"
     assert await tokens_of(neighbour) == expected_tokens(PROMPT, sampling())
-    with pytest.raises(InvalidRequest, match="exceed the context"):
+    with pytest.raises(InvalidRequest, match="exceeds the context"):
         await read(engine.generate(PROMPT, sampling(100_000)))
 
 

@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from chatfleet.chat.tokenizer import ByteTokenizer, Tokenizer
 from chatfleet.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from chatfleet.engines.base import SamplingParams
 from chatfleet.protocol.chat import ChatCompletionRequest
@@ -25,19 +27,19 @@ def chat(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate_json(json.dumps({"messages": MESSAGES, **fields}))
 
 
-def resolved(request: ChatCompletionRequest, **report: Any) -> SamplingParams:
+def resolved(request: ChatCompletionRequest, tokenizer: Tokenizer | None = None, **report: Any) -> SamplingParams:
     return sampling_params(
         request,
         max_tokens=10,
         logprobs=None,
         prompt_logprobs=False,
-        eos_token_ids={2, 1},
+        tokenizer=tokenizer or ByteTokenizer(),
         capabilities=capabilities(**report),
     )
 
 
 def test_a_silent_request_gets_openais_defaults() -> None:
-    assert resolved(chat()) == SamplingParams(max_tokens=10, stop_token_ids=(1, 2))
+    assert resolved(chat()) == SamplingParams(max_tokens=10, stop_token_ids=(257,))
 
 
 def test_ignore_eos_leaves_the_clients_own_stop_tokens() -> None:
@@ -62,10 +64,68 @@ def test_what_the_engine_does_not_honour_is_refused_by_name(field: str, value: A
     assert caught.value.param == field
 
 
-@pytest.mark.parametrize("field", [{"logit_bias": {"259": 1}}, {"stop_token_ids": [300]}])
+@pytest.mark.parametrize(
+    "field", [{"logit_bias": {"259": 1}}, {"stop_token_ids": [300]}, {"bad_words_ids": [[5], [6, 259]]}]
+)
 def test_token_ids_outside_the_vocabulary_are_refused(field: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="259 tokens"):
         resolved(chat(**field))
+
+
+class WordTokenizer(ByteTokenizer):
+    """`bad` is token 3 and ` bad` token 4; other text is a token per byte."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        known = {"bad": [3], " bad": [4]}.get(text)
+        return super().encode(text, add_special_tokens=add_special_tokens) if known is None else known
+
+
+def test_a_bad_word_is_one_at_the_beginning_and_behind_a_space() -> None:
+    assert resolved(chat(bad_words=["bad"]), WordTokenizer()).bad_words_token_ids == ((3,), (4,))
+    assert resolved(chat(bad_words=[" bad", "bad"]), WordTokenizer()).bad_words_token_ids == ((3,), (4,))
+
+
+def test_a_space_that_is_a_token_of_its_own_makes_no_other_word() -> None:
+    assert resolved(chat(bad_words=["no"])).bad_words_token_ids == (tuple(b"no"),)
+
+
+def test_words_as_token_ids_are_taken_too() -> None:
+    request = chat(bad_words=["no"], bad_words_ids=[[1, 2], [110, 111], [3]])
+    assert resolved(request).bad_words_token_ids == ((110, 111), (1, 2), (3,))
+
+
+@pytest.mark.parametrize("word", ["  ", "x" * 65])
+def test_a_word_of_no_or_too_many_tokens_is_refused(word: str) -> None:
+    with pytest.raises(InvalidRequest, match="from 1 to 64") as caught:
+        resolved(chat(bad_words=[word]))
+    assert caught.value.param == "bad_words"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bad_words": ["a"] * 129},
+        {"bad_words": [""]},
+        {"bad_words": ["x" * 257]},
+        {"bad_words": "word"},
+        {"bad_words_ids": [[]]},
+        {"bad_words_ids": [[1] * 65]},
+        {"bad_words_ids": [[1]] * 129},
+        {"bad_words_ids": [[-1]]},
+        {"bad_words_ids": [1]},
+    ],
+)
+def test_bad_words_are_bounded(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        chat(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"bad_words": ["a"]}, {"bad_words_ids": [[1]]}])
+def test_bad_words_that_the_engine_does_not_honour_are_refused_by_the_fields_name(fields: dict[str, Any]) -> None:
+    [name] = fields
+    with pytest.raises(UnsupportedParameter, match=f"'{name}'") as caught:
+        resolved(chat(**fields), parameters=ALL_PARAMETERS - {"bad_words_token_ids"})
+    assert caught.value.param == name
 
 
 @pytest.mark.parametrize(

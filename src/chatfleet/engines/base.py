@@ -36,6 +36,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: dict[int, float] = {}
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that the answer never contains: the last token of each is forbidden behind the others."""
     logprobs: int | None = None
     """None: no log probabilities; 0: of the chosen token; k > 0: of the k likeliest tokens too."""
     prompt_logprobs: bool = False
@@ -108,8 +110,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_share: float = 1.0
     """The part of the free memory that this engine may reckon with: others may be loading beside it."""
     max_concurrency: int = 64
+    max_num_batched_tokens: int | None = None
+    """The most tokens that a step computes, of prompts and answers together; None is "by the machine's speed"."""
     device: str = "auto"
+    dtype: str = "auto"
+    """Of weights and activations: auto (what suits model and device), float32, float16 or bfloat16."""
     deterministic: bool = False
+    max_gpu_memory_gb: float | None = None
+    """The most of each GPU's memory that weights and KV cache may take; None is "most of it"."""
+    trust_remote_code: bool = False
+    draft_model_path: str | None = None
+    """A smaller model of the same vocabulary that proposes tokens."""
+    prompt_lookup: bool = False
+    """Propose tokens that followed the last few in the prompt or the answer."""
+    num_assistant_tokens: int = 4
+    """How many tokens to propose at a time, by a draft model or by prompt lookup."""
+    lora_path: str | None = None
+    """A LoRA adapter (safetensors) that every request runs with."""
     sim_ttft_ms: float = 0.0
     sim_itl_ms: float = 0.0
     sim_failure_rate: float = 0.0

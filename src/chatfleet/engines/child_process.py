@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from chatfleet.core.subprocesses import child_environment
+from chatfleet.engines.registry import environment_of
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Child:
                 ],
                 stdin=sock.fileno(),
                 pass_fds=(lifeline_fd,),
-                env=child_environment(),
+                env=environment_of(self._engine) | child_environment(),
             )
         except Exception as exc:
             self._post(self._started.set_exception, exc)

@@ -11,13 +11,13 @@ answer that another engine has begun goes on exactly as it would have there.
 **Distribution**: at each position the scripted byte has logit 10; a-z and the space share logits from 5 down in
 steps of 0.5, in an order that the position's hash turns; end of sequence has -5 (10 where the script ends).
 Other tokens have no chance, unless `logit_bias` names them (from logit -10). On these logits work, in vLLM's
-order: `logit_bias`, `min_tokens` (forbids the stop tokens), `repetition_penalty`, `frequency_penalty`,
-`presence_penalty`, `temperature`, then `top_k`, `top_p` and `min_p`.
+order: `logit_bias`, `bad_words_token_ids`, `min_tokens` (forbids the stop tokens), `repetition_penalty`,
+`frequency_penalty`, `presence_penalty`, `temperature`, then `top_k`, `top_p` and `min_p`.
 
 The likeliest token is taken, **unless there is a `seed` and a temperature over 0**: then the script itself
 depends on the seed, and the token is drawn by a hash of prompt, seed and position. So without a seed,
 `temperature`, `top_k`, `top_p` and `min_p` are accepted and change nothing. `logprobs` are of the distribution
-before `temperature` and truncation.
+before all of these, as vLLM's are; a token with no chance in it counts as one of logit -10.
 
 **Pace**: `sim_ttft_ms` from admission to the first token, `sim_itl_ms` between tokens, per request; 0 is as fast
 as possible, one token per step. **Capacity**: `max_concurrency` requests run while their prompts and `max_tokens`
@@ -32,7 +32,7 @@ import math
 import struct
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -45,13 +45,14 @@ from chatfleet.engines.base import (
     Fault,
     FinishReason,
     GenerateRequest,
-    RequestRefused,
     SamplingParams,
     TokenDelta,
     TokenLogprobs,
 )
+from chatfleet.engines.checks import check_prompt, check_request
 from chatfleet.engines.simulated_script import (
     END_OF_SEQUENCE,
+    SCRIPTED_LOGIT,
     Script,
     base_logits,
     fraction,
@@ -85,6 +86,7 @@ class _Answer:
         self._script = Script(self._key)
         self._stops = frozenset(sampling.stop_token_ids)
         self._counts = Counter(request.output_token_ids) if _needs_counts(sampling) else None
+        self._said = list(request.output_token_ids) if sampling.bad_words_token_ids else []
         self._prompt_set = frozenset(request.prompt_token_ids) if sampling.repetition_penalty != 1 else frozenset()
         self._plain = (
             not self._seeded and self._counts is None and not sampling.logit_bias and sampling.logprobs is None
@@ -122,6 +124,8 @@ class _Answer:
         self.generated += 1
         if self._counts is not None:
             self._counts[token_id] += 1
+        if self.sampling.bad_words_token_ids:
+            self._said.append(token_id)
         finish_reason: FinishReason | None = None
         if token_id in self._stops and self.generated > self.sampling.min_tokens:
             finish_reason = "stop"
@@ -138,6 +142,8 @@ class _Answer:
 
     def _choose(self, position: int) -> tuple[int, TokenLogprobs | None]:
         forbidden = self._stops if position < self.sampling.min_tokens else frozenset()
+        if self.sampling.bad_words_token_ids:
+            forbidden |= bad_word_ends(self.sampling.bad_words_token_ids, self._said)
         ends = (
             position >= self._script.natural_length
             and END_OF_SEQUENCE in self._stops
@@ -146,13 +152,15 @@ class _Answer:
         scripted = END_OF_SEQUENCE if ends else self._script.token(position)
         if self._plain and scripted not in forbidden:
             return scripted, None
-        logits = self._adjusted(base_logits(scripted, self._key, position), forbidden)
-        ranked = log_softmax(logits)
-        token_id = self._draw(ranked, position) if self._seeded else ranked[0][0]
+        logits = base_logits(scripted, self._key, position)
         wanted = self.sampling.logprobs
-        if wanted is None:
+        own = None if wanted is None else log_softmax(logits)
+        ranked = log_softmax(self._adjusted(logits, forbidden))
+        token_id = self._draw(ranked, position) if self._seeded else ranked[0][0]
+        if own is None:
             return token_id, None
-        return token_id, TokenLogprobs(token_id, dict(ranked)[token_id], ranked[:wanted])
+        logprob = dict(own).get(token_id, own[0][1] - SCRIPTED_LOGIT + _BIASED_LOGIT)
+        return token_id, TokenLogprobs(token_id, logprob, own[:wanted])
 
     def _adjusted(self, logits: dict[int, float], forbidden: frozenset[int]) -> dict[int, float]:
         sampling = self.sampling
@@ -206,6 +214,12 @@ class _Answer:
         return result
 
 
+def bad_word_ends(bad_words: Iterable[tuple[int, ...]], said: Sequence[int]) -> frozenset[int]:
+    """The tokens that would complete a bad word behind `said`."""
+    fitting = (word for word in bad_words if len(word) <= len(said) + 1)
+    return frozenset(word[-1] for word in fitting if tuple(said[len(said) + 1 - len(word) :]) == word[:-1])
+
+
 def _needs_counts(sampling: SamplingParams) -> bool:
     return sampling.presence_penalty != 0 or sampling.frequency_penalty != 0 or sampling.repetition_penalty != 1
 
@@ -250,21 +264,7 @@ class SimulatedBackend(Backend):
         return self._capabilities
 
     def add(self, request: GenerateRequest) -> None:
-        self._check_prompt(request.prompt_token_ids)
-        _check_vocabulary(request.output_token_ids)
-        sampling = request.sampling
-        if request.output_token_ids and len(request.output_token_ids) >= sampling.max_tokens:
-            raise _invalid("The answer to go on with has all of its tokens.")
-        total = len(request.prompt_token_ids) + sampling.max_tokens
-        if total > self._capabilities.context_length:
-            raise _invalid(
-                f"{total} tokens of prompt and completion exceed the context of "
-                f"{self._capabilities.context_length} tokens."
-            )
-        if sampling.logprobs is not None and sampling.logprobs > MAX_TOP_LOGPROBS:
-            raise _invalid(f"At most {MAX_TOP_LOGPROBS} log probabilities per position.", param="top_logprobs")
-        if any(not 0 <= token_id < VOCAB_SIZE for token_id in sampling.logit_bias):
-            raise _invalid(f"Token ids are 0 to {VOCAB_SIZE - 1}.", param="logit_bias")
+        check_request(request, self._capabilities)
         answer = _Answer(request, hash_tokens(request.prompt_token_ids), self._failure_rate)
         self._waiting[request.request_id] = answer
         self._admit(self._clock())
@@ -311,7 +311,7 @@ class SimulatedBackend(Backend):
         )
 
     def embed(self, prompt_token_ids: list[int]) -> bytes:
-        self._check_prompt(prompt_token_ids)
+        check_prompt(prompt_token_ids, self._capabilities)
         key = hash_tokens(prompt_token_ids)
         values = [2 * fraction(key, 8, index) - 1 for index in range(EMBEDDING_DIM)]
         norm = math.sqrt(sum(value * value for value in values))
@@ -322,15 +322,6 @@ class SimulatedBackend(Backend):
         self._running.clear()
         self._due.clear()
         self._reserved_tokens = self._held_tokens = 0
-
-    def _check_prompt(self, prompt_token_ids: list[int]) -> None:
-        if not prompt_token_ids:
-            raise _invalid("The prompt is empty.")
-        _check_vocabulary(prompt_token_ids)
-        if len(prompt_token_ids) > self._capabilities.context_length:
-            raise _invalid(
-                f"{len(prompt_token_ids)} tokens exceed the context of {self._capabilities.context_length} tokens."
-            )
 
     def _admit(self, now: float) -> None:
         """Run what waits, in order, while it fits."""
@@ -383,12 +374,3 @@ class SimulatedBackend(Backend):
         while len(self._cached_blocks) > self._pool_tokens // CACHE_BLOCK_TOKENS:
             self._cached_blocks.popitem(last=False)
         return cached
-
-
-def _check_vocabulary(token_ids: list[int]) -> None:
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= VOCAB_SIZE):
-        raise _invalid(f"There are token ids outside 0 to {VOCAB_SIZE - 1}.")
-
-
-def _invalid(message: str, *, param: str | None = None) -> RequestRefused:
-    return RequestRefused(Fault(message=message, kind="invalid", param=param))

@@ -74,7 +74,8 @@ _WORDS: Final = [
     "some",
     "every",
 ]
-_SCRIPTED_LOGIT: Final = 10.0
+SCRIPTED_LOGIT: Final = 10.0
+"""The best there is."""
 _LETTER_LOGIT: Final = 5.0
 _LETTER_STEP: Final = 0.5
 _EOS_LOGIT: Final = -5.0
@@ -141,7 +142,7 @@ def base_logits(scripted: int, key: int, position: int) -> dict[int, float]:
     count = len(_LETTERS)
     scored = {_LETTERS[(turn + 5 * rank) % count]: _LETTER_LOGIT - _LETTER_STEP * rank for rank in range(count)}
     scored[END_OF_SEQUENCE] = _EOS_LOGIT
-    scored[scripted] = _SCRIPTED_LOGIT
+    scored[scripted] = SCRIPTED_LOGIT
     return scored
 
 

@@ -20,7 +20,6 @@ _VLLM_FIELDS: Final = frozenset(
     {
         "add_generation_prompt",
         "add_special_tokens",
-        "bad_words",
         "continue_final_message",
         "include_stop_str_in_output",
         "prompt_logprobs",

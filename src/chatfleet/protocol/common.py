@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_BIASES = 1024
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_TOKENS = 64
 MAX_MODEL_CHARS = 512
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -64,6 +66,8 @@ def _token_biases(value: Any) -> Any:
 
 TokenBiases = Annotated[dict[int, Annotated[Number, Field(ge=-100, le=100)]], BeforeValidator(_token_biases)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+BadWord = Annotated[str, Field(min_length=1, max_length=256)]
+BadWordIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_TOKENS)]
 
 
 class StreamOptions(RequestModel):
@@ -94,6 +98,9 @@ class SamplingFields(RequestModel):
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     ignore_eos: bool | None = None
+    bad_words: list[BadWord] | None = Field(default=None, max_length=MAX_BAD_WORDS)
+    # Hugging Face's.
+    bad_words_ids: list[BadWordIds] | None = Field(default=None, max_length=MAX_BAD_WORDS)
 
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage."""

@@ -76,7 +76,7 @@ class ChatCompletions:
             max_tokens=max_tokens,
             logprobs=requested_top_logprobs(wanted, "top_logprobs", capabilities),
             prompt_logprobs=False,
-            eos_token_ids=service.model.tokenizer.eos_token_ids,
+            tokenizer=service.model.tokenizer,
             capabilities=capabilities,
         )
         return await service.generate(

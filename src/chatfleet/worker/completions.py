@@ -61,9 +61,11 @@ class Completions:
 
     def _sampling(self, prompt_token_ids: list[int]) -> SamplingParams:
         request, service = self._request, self._service
+        echoes_logprobs = bool(request.echo) and request.logprobs is not None
+        least = 0 if echoes_logprobs else 1  # one is generated and dropped, where there is nothing else to compute
         budget = completion_budget(
             prompt_tokens=len(prompt_token_ids),
-            max_tokens=max(self._max_tokens, 1),  # with 0 one token is generated and dropped
+            max_tokens=max(self._max_tokens, least),
             context_length=service.capabilities.context_length,
             param="prompt",
         )
@@ -71,8 +73,8 @@ class Completions:
             request,
             max_tokens=budget,
             logprobs=requested_top_logprobs(request.logprobs, "logprobs", service.capabilities),
-            prompt_logprobs=bool(request.echo) and request.logprobs is not None,
-            eos_token_ids=service.model.tokenizer.eos_token_ids,
+            prompt_logprobs=echoes_logprobs,
+            tokenizer=service.model.tokenizer,
             capabilities=service.capabilities,
         )
 

@@ -4,10 +4,11 @@ from collections.abc import Collection
 
 import msgspec
 
+from chatfleet.chat.tokenizer import Tokenizer
 from chatfleet.core.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from chatfleet.engines.base import Capabilities, SamplingParams, unsupported_parameters
 from chatfleet.protocol.chat import ChatCompletionRequest
-from chatfleet.protocol.common import SamplingFields
+from chatfleet.protocol.common import MAX_BAD_WORD_TOKENS, SamplingFields
 from chatfleet.protocol.completions import CompletionRequest
 
 MAX_CHOICES = 128
@@ -33,13 +34,13 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: bool,
-    eos_token_ids: Collection[int],
+    tokenizer: Tokenizer,
     capabilities: Capabilities,
 ) -> SamplingParams:
     """The resolved settings of a request's first choice. OpenAI's defaults stand where the request is silent.
 
     Raises UnsupportedParameter naming what the engine does not honour, InvalidRequest for token ids
-    outside the vocabulary.
+    outside the vocabulary and for bad words that cannot be.
     """
     top_p = 1.0 if request.top_p is None else request.top_p
     temperature = 1.0 if request.temperature is None else request.temperature
@@ -47,7 +48,7 @@ def sampling_params(
     _check_vocabulary(stop_token_ids, "stop_token_ids", capabilities)
     _check_vocabulary(request.logit_bias or (), "logit_bias", capabilities)
     if not request.ignore_eos:
-        stop_token_ids |= set(eos_token_ids)
+        stop_token_ids |= set(tokenizer.eos_token_ids)
     sampling = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature if top_p > 0 else 0.0,  # top_p 0 leaves the likeliest token alone
@@ -61,16 +62,48 @@ def sampling_params(
         min_tokens=request.min_tokens or 0,
         stop_token_ids=tuple(sorted(stop_token_ids)),
         logit_bias=request.logit_bias or {},
+        bad_words_token_ids=_bad_words(request, tokenizer, capabilities),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' needs 'stream' to be true.", param="stream_options")
     for name in unsupported_parameters(sampling, capabilities):
-        param = "echo" if name == "prompt_logprobs" else name
-        what = "echo together with logprobs" if name == "prompt_logprobs" else f"'{name}'"
+        param, what = name, f"'{name}'"
+        if name == "prompt_logprobs":
+            param, what = "echo", "echo together with logprobs"
+        elif name == "bad_words_token_ids":
+            param = "bad_words" if request.bad_words else "bad_words_ids"
+            what = f"'{param}'"
         raise UnsupportedParameter(f"The engine {capabilities.engine!r} does not honour {what}.", param=param)
     return sampling
+
+
+def _bad_words(
+    request: SamplingFields, tokenizer: Tokenizer, capabilities: Capabilities
+) -> tuple[tuple[int, ...], ...]:
+    """The token sequences of `bad_words` and of `bad_words_ids`, each once.
+
+    A word is forbidden at the beginning of a text and behind a space, however many tokens spell it there: vLLM forgets
+    the second where they are not as many.
+    """
+    words: dict[tuple[int, ...], None] = {}
+    for word in request.bad_words or ():
+        bare, behind_space = (
+            tuple(tokenizer.encode(prefix + word.lstrip(), add_special_tokens=False)) for prefix in ("", " ")
+        )
+        if not bare or len(bare) > MAX_BAD_WORD_TOKENS:
+            raise InvalidRequest(
+                f"A word in 'bad_words' has {len(bare)} tokens: it must have from 1 to {MAX_BAD_WORD_TOKENS}.",
+                param="bad_words",
+            )
+        words[bare] = None
+        if behind_space[-len(bare) :] != bare:
+            words[behind_space] = None
+    for token_ids in request.bad_words_ids or ():
+        _check_vocabulary(token_ids, "bad_words_ids", capabilities)
+        words[tuple(token_ids)] = None
+    return tuple(words)
 
 
 def _check_vocabulary(token_ids: Collection[int], param: str, capabilities: Capabilities) -> None:

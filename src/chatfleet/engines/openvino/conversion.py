@@ -39,6 +39,18 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
 def _empty_tokenizer(folder: Path) -> Any:
     """A tokenizer that knows nothing. Without one the pipeline makes its own from the GGUF, and fails where that
     has none or one of SentencePiece's kind; ours lives in the worker."""
+    tokenizer, detokenizer = _empty_tokenizer_graphs()
+    return genai.Tokenizer(*_serialized(tokenizer, folder), *_serialized(detokenizer, folder))
+
+
+def write_empty_tokenizer(folder: Path) -> None:
+    """The same as files, for a pipeline that looks for them in the model's folder."""
+    for graph in _empty_tokenizer_graphs():
+        name = f"openvino_{graph.get_friendly_name()}"
+        ov.serialize(graph, folder / f"{name}.xml", folder / f"{name}.bin")
+
+
+def _empty_tokenizer_graphs() -> tuple[ov.Model, ov.Model]:
     one_token = np.ones((1, 1), np.int64)
     ids, mask = ops.result(ops.constant(one_token)), ops.result(ops.constant(one_token))
     ids.output(0).set_names({"input_ids"})
@@ -47,7 +59,7 @@ def _empty_tokenizer(folder: Path) -> Any:
     # Bytes: from an array of str, every second Constant raises std::bad_alloc (OpenVINO 2026.4.1).
     text = ops.result(ops.constant(np.array([b"x"])))
     detokenizer = ov.Model([text], [ops.parameter([-1, -1], ov.Type.i64)], "detokenizer")
-    return genai.Tokenizer(*_serialized(tokenizer, folder), *_serialized(detokenizer, folder))
+    return tokenizer, detokenizer
 
 
 def _serialized(model: ov.Model, folder: Path) -> tuple[str, ov.Tensor]:

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 code because the `gguf` package makes an object per vocabulary entry: seconds for a 150 000-token model.
 """
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,10 +55,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """Metadata and tensors of one file. Arrays in the metadata are represented by their length."""
+    """Metadata and tensors of one file. Arrays in the metadata are represented by their length; `vocabulary` is a
+    digest of the tokens, and None where there are none."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    vocabulary: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -86,6 +89,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._vocabulary: str | None = None
 
     def header(self) -> GGUFHeader:
         if self._file.read(4) != b"GGUF":
@@ -94,14 +98,25 @@ class _Reader:
         if version not in (2, 3):
             raise NotGGUF(f"it is of GGUF version {version}; 2 and 3 are known")
         tensor_count, key_count = self._count(), self._count()
-        metadata = {self._string(): self._value(self._scalar("I")) for _ in range(key_count)}
+        metadata = dict(self._entry() for _ in range(key_count))
         tensors = [self._tensor() for _ in range(tensor_count)]
         alignment = int(metadata.get("general.alignment", 32))
         data = -(-self._file.tell() // alignment) * alignment
         return GGUFHeader(
             metadata,
             {name: TensorInfo(size, type_, None if end is None else data + end) for name, size, type_, end in tensors},
+            self._vocabulary,
         )
+
+    def _entry(self) -> tuple[str, Any]:
+        key, type_ = self._string(), self._scalar("I")
+        start = self._file.tell()
+        value = self._value(type_)
+        if key == "tokenizer.ggml.tokens":
+            end = self._file.tell()
+            self._file.seek(start)
+            self._vocabulary = hashlib.blake2b(self._bytes(end - start), digest_size=16).hexdigest()
+        return key, value
 
     def _tensor(self) -> tuple[str, tuple[int, ...], str, int | None]:
         name = self._string()

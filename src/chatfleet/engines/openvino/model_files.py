@@ -1,5 +1,6 @@
 """From a model path to an IR folder that the pipeline loads, and what is known of the model."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,21 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from chatfleet.core.errors import ConfigurationError
+from chatfleet.engines.memory import WEIGHTS_FACTOR, KVShape
 from chatfleet.engines.openvino.gguf_header import GGUFHeader, NotGGUF, read_gguf_header
-from chatfleet.engines.openvino.memory import WEIGHTS_FACTOR, KVShape
+from chatfleet.engines.openvino.gguf_support import GGUF_ARCHITECTURES, refused_type
 
 IR_NAME = "openvino_model.xml"
-_FOLDER_PREFIX = "chatfleet-openvino-"
+FOLDER_PREFIX = "chatfleet-openvino-"
 _ABANDONED_AFTER_S = 6 * 3600
 """Longer than any load: seconds for 1 GB, minutes for a hundred."""
-
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""What openvino-genai's GGUF reader builds graphs for (2026.4)."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's figures. `weights_bytes` is what they take on disk."""
+    """A model's figures. `weights_bytes` is what they take on disk; `vocabulary` is a digest of the tokens, the same
+    for the same tokens in the same form of file, and None where they are not known; `architecture` is a GGUF's."""
 
     path: Path
     context_length: int
@@ -36,6 +36,8 @@ class ModelInfo:
     parameters: int
     weights_bytes: int
     kv: KVShape
+    vocabulary: str | None = None
+    architecture: str | None = None
 
     @property
     def is_gguf(self) -> bool:
@@ -102,18 +104,19 @@ def _inspect_gguf(path: Path) -> ModelInfo:
             kv_heads=header.number("attention.head_count_kv") or heads,
             head_size=header.number("attention.key_length") or hidden // heads,
         ),
+        vocabulary=header.vocabulary,
+        architecture=header.architecture,
     )
 
 
 def _check_tensor_types(path: Path, header: GGUFHeader) -> None:
-    matrix_types = {tensor.type for tensor in header.tensors.values() if len(tensor.size) > 1}
-    for type_ in ("BF16", "F32"):
-        if type_ in matrix_types:
-            raise ConfigurationError(
-                f"{path} stores weights as {type_}, which OpenVINO's GGUF reader does not take. Convert it to "
-                f"F16 or Q8_0 (llama.cpp: llama-quantize {path.name} {path.stem}-f16.gguf F16), or serve the "
-                "original model with --engine transformers."
-            )
+    type_ = refused_type(header)
+    if type_ is not None:
+        raise ConfigurationError(
+            f"{path} stores weights as {type_}, which OpenVINO's GGUF reader does not take. Convert it to "
+            f"F16 or Q8_0 (llama.cpp: llama-quantize {path.name} {path.stem}-f16.gguf F16), or serve the "
+            "original model with --engine transformers."
+        )
 
 
 def _inspect_ir(path: Path) -> ModelInfo:
@@ -147,7 +150,16 @@ def _inspect_ir(path: Path) -> ModelInfo:
         parameters=layers * (attention + 3 * hidden * ffn_size) + vocab_size * hidden,
         weights_bytes=(path / "openvino_model.bin").stat().st_size,
         kv=KVShape(layers=layers, kv_heads=kv_heads, head_size=head_size),
+        vocabulary=_vocabulary(path / "tokenizer.json"),
     )
+
+
+def _vocabulary(tokenizer_json: Path) -> str | None:
+    try:
+        tokens = json.loads(tokenizer_json.read_text())["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return hashlib.blake2b(json.dumps(tokens, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager
@@ -163,7 +175,7 @@ def ir_folder(model: ModelInfo) -> Iterator[Path]:
     from chatfleet.engines.openvino.conversion import convert_gguf
 
     _remove_abandoned_folders()
-    with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
         folder = Path(name)
         try:
             convert_gguf(model.path, folder)
@@ -178,7 +190,7 @@ def ir_folder(model: ModelInfo) -> Iterator[Path]:
 
 def _remove_abandoned_folders() -> None:
     """What a process that was killed while it loaded has left behind: gigabytes."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with suppress(OSError):
             if folder.stat().st_uid == os.getuid() and time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_S:
                 shutil.rmtree(folder)

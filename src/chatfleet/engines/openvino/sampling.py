@@ -10,12 +10,12 @@ GREEDY_BELOW = 1e-5
 """A temperature under this is greedy decoding, as in vLLM: logits divided by it overflow float32."""
 
 BASE_PARAMETERS = frozenset(
-    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "logprobs"}
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "logprobs", "prompt_logprobs"}
 )
 """Honoured with any model. Which penalties are depends on the graph: see `honoured_parameters`."""
 
 
-def honoured_parameters(*, shifted_logits: bool) -> frozenset[str]:
+def honoured_parameters(*, shifted_logits: bool, speculates: bool) -> frozenset[str]:
     """The `SamplingParams` fields that a model can honour.
 
     openvino-genai (2026.4.1 and before) adds presence and frequency penalties to negative logits where it
@@ -23,31 +23,41 @@ def honoured_parameters(*, shifted_logits: bool) -> frozenset[str]:
     to be positive (`ir.LOGIT_SHIFT`) they are right, but `repetition_penalty`, which divides or multiplies
     by the logit's sign, is wrong; without the shift it is the other way round. So one or the other.
 
-    Not among them: `min_tokens` (the pipeline sets the stop tokens' logits to 0.0, often the best value of
-    all, and writes outside of the logits for an id beyond the vocabulary), `logit_bias`, `prompt_logprobs`.
+    To forbid the stop tokens before `min_tokens` the pipeline sets their logits to 0.0: behind every other one where
+    the logits are shifted, and often before them where they are not. Where it speculates it stops
+    too soon.
+
+    Not among them: `logit_bias` and `bad_words_token_ids`, for which the pipeline has nothing. (Its grammars know
+    text, not tokens, and need the tokenizer that it does not have here.)
     """
-    penalties = {"presence_penalty", "frequency_penalty"} if shifted_logits else {"repetition_penalty"}
-    return BASE_PARAMETERS | penalties
+    of_graph = {"presence_penalty", "frequency_penalty"} if shifted_logits else {"repetition_penalty"}
+    if shifted_logits and not speculates:
+        of_graph.add("min_tokens")
+    return BASE_PARAMETERS | of_graph
 
 
-def generation_settings(sampling: SamplingParams, *, given: int = 0) -> dict[str, Any]:
+def generation_settings(sampling: SamplingParams, *, vocab_size: int, given: int = 0) -> dict[str, Any]:
     """The attributes of a `GenerationConfig` for `sampling`, where `given` tokens of the answer are there already.
 
-    `logprobs` are of the model's own distribution, before temperature and penalties, as in vLLM. A seed is
-    taken modulo 2**32 (the pipeline's generator has 32-bit seeds); without one a fresh one is drawn, for the
+    `logprobs` are of the model's own distribution, before temperature and penalties, as in vLLM. A seed that
+    is not of 32 bits, as the pipeline's generator has them, is made into one; without one a fresh one is drawn, for the
     pipeline would use the same one each time. The generator always begins at its beginning: behind given tokens
     it gets another seed, made of the seed and their number, else it would draw as it did for the first ones.
     Raises RequestRefused for a value out of range.
     """
     _check(sampling)
+    # The pipeline writes outside of the logits for a stop token beyond them. Nobody says such a one.
+    stop_token_ids = tuple(token_id for token_id in sampling.stop_token_ids if token_id < vocab_size)
+    max_new_tokens = sampling.max_tokens - given
     settings: dict[str, Any] = {
-        "max_new_tokens": sampling.max_tokens - given,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min(max(0, sampling.min_tokens - given), max_new_tokens) if stop_token_ids else 0,
         "logprobs": 0 if sampling.logprobs is None else 1,
         "repetition_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "apply_chat_template": False,
-        **_stop_settings(sampling.stop_token_ids),
+        **_stop_settings(stop_token_ids),
     }
     if is_greedy(sampling):
         return settings | {"do_sample": False}
@@ -62,8 +72,8 @@ def generation_settings(sampling: SamplingParams, *, given: int = 0) -> dict[str
 
 
 def _seed(seed: int, given: int) -> int:
-    if not given:
-        return seed % 2**32
+    if not given and 0 <= seed < 2**32:
+        return seed
     digest = hashlib.blake2b(f"{seed} {given}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
@@ -88,7 +98,7 @@ def _stop_settings(stop_token_ids: tuple[int, ...]) -> dict[str, Any]:
 
 def _check(sampling: SamplingParams) -> None:
     bounds: tuple[tuple[str, float, float], ...] = (
-        ("max_tokens", 1, 2**31),
+        ("max_tokens", 0 if sampling.prompt_logprobs else 1, 2**31),
         ("temperature", 0, float("inf")),
         ("top_p", 0, 1),
         ("min_p", 0, 1),

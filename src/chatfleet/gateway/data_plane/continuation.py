@@ -29,6 +29,8 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "frequency_penalty": (None, 0),
     "repetition_penalty": (None, 1),
     "logit_bias": (None, {}),
+    "bad_words": (None, []),
+    "bad_words_ids": (None, []),
     "suffix": (None, ""),
     "echo": (None, False),
     "audio": (None,),
