@@ -3,7 +3,8 @@
 import pytest
 
 from chatfleet.core.errors import ConfigurationError
-from chatfleet.worker.model_source import choose_gguf, load_served_model
+from chatfleet.worker.hub import choose_gguf
+from chatfleet.worker.model_source import load_served_model
 from chatfleet.worker.settings import WorkerSettings
 
 FILES = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-f16.gguf", "m-IQ2.gguf"]
@@ -24,11 +25,6 @@ def test_a_repository_with_one_file_needs_no_choice() -> None:
 def test_an_absent_quantization_lists_what_there_is(names: list[str], quantization: str | None) -> None:
     with pytest.raises(ConfigurationError, match="--quantization"):
         choose_gguf("org/m", names, quantization)
-
-
-def test_a_repository_without_a_servable_file_says_so() -> None:
-    with pytest.raises(ConfigurationError, match="neither openvino_model.xml nor a GGUF"):
-        choose_gguf("org/m", ["model.safetensors"], None)
 
 
 @pytest.mark.parametrize("model", ["./absent.gguf", "/no/such/folder", "absent.gguf"])

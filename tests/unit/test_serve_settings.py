@@ -100,6 +100,41 @@ def test_a_worker_is_told_what_was_said_of_its_engine_and_no_key() -> None:
     assert loaded.deterministic and loaded.sim_itl_ms == 1.5
 
 
+def test_a_worker_is_told_how_to_run_its_model(tmp_path: Path) -> None:
+    given = {
+        "engine": "openvino",
+        "device": "GPU.0",
+        "dtype": "bfloat16",
+        "max_gpu_memory_gb": 7.5,
+        "trust_remote_code": True,
+        "weight_format": "int4",
+        "draft_model": "org/small",
+        "num_assistant_tokens": 3,
+        "lora": "adapter folder",
+        "cache": tmp_path,
+        "conversion_torch": "torch==2.14.1",
+    }
+    serve = settings(**given, models=["a"])
+    (part,) = worker_parts(serve, serve.named_models(), {}, workers_per_model=1)
+    loaded = load(WorkerSettings, dict(part.environment))
+    assert {name: getattr(loaded, name) for name in given} == given
+
+
+def test_the_engine_is_told_what_was_said_of_it(tmp_path: Path) -> None:
+    given = {
+        "device": "cuda:1",
+        "dtype": "float16",
+        "max_gpu_memory_gb": 8.0,
+        "trust_remote_code": True,
+        "prompt_lookup": True,
+        "num_assistant_tokens": 2,
+    }
+    config = WorkerSettings.load(**given, lora="adapter").engine_config("transformers", tmp_path, tmp_path / "draft")
+    assert {name: getattr(config, name) for name in given} == given
+    assert (config.engine, config.model_path, config.lora_path) == ("transformers", str(tmp_path), "adapter")
+    assert config.draft_model_path == str(tmp_path / "draft")
+
+
 def test_what_was_not_given_is_left_to_the_part() -> None:
     assert given_values(settings(), ServeSettings.model_fields) == {}
     assert as_environment({"state_file": None, "strict": False, "fleet_token": SecretStr("s")}) == {
@@ -132,6 +167,7 @@ def test_names_of_parts_are_never_the_same() -> None:
     [
         ({}, [(None, ("chatfleet-tiny",))]),
         ({"engine": "simulated"}, [(None, ("simulated",))]),
+        ({"engine": "transformers"}, [(None, ("chatfleet-tiny",))]),
         ({"models": ["dir/a.gguf", "org/b"]}, [("dir/a.gguf", ("a",)), ("org/b", ("org/b",))]),
         ({"models": ["a"], "model_names": ["x", "y", "x"]}, [("a", ("x", "y"))]),
         ({"models": ["a", "a"], "model_names": ["x", "y"]}, [("a", ("x",)), ("a", ("y",))]),

@@ -38,20 +38,26 @@ class GGUFMetadata:
     chat_template: str | None
     fields: dict[str, Any]
 
-    def tokenizer(self) -> HuggingFaceTokenizer:
-        """The tokenizer built from the vocabulary in the file.
+    @property
+    def tokenizer_kind(self) -> tuple[str, str]:
+        """Model and split as GGUF names them, such as gpt2 and qwen2."""
+        kind, split = self.fields.get("tokenizer.ggml.model", ""), self.fields.get("tokenizer.ggml.pre", "default")
+        return str(kind), str(split)
 
-        Raises ConfigurationError for anything but byte-level BPE with a known split.
-        """
-        kind, split = (
-            self.fields.get("tokenizer.ggml.model"),
-            self.fields.get("tokenizer.ggml.pre", "default"),
-        )
-        if kind != "gpt2" or split not in _SPLITS:
+    @property
+    def has_known_tokenizer(self) -> bool:
+        """Whether `tokenizer` can make it: byte-level BPE with a split that we know."""
+        kind, split = self.tokenizer_kind
+        return kind == "gpt2" and split in _SPLITS
+
+    def tokenizer(self) -> HuggingFaceTokenizer:
+        """The tokenizer built from the vocabulary in the file. Raises ConfigurationError unless it is a known one."""
+        kind, split = self.tokenizer_kind
+        if not self.has_known_tokenizer:
             raise ConfigurationError(
                 f"The tokenizer of {self.path} (model {kind!r}, split {split!r}) is not one that a GGUF file is "
                 f"enough for: byte-level BPE with one of {', '.join(sorted(_SPLITS))}. "
-                "Serve the same model from an OpenVINO IR folder, which brings a tokenizer.json."
+                "Serve the same model from a folder that has a tokenizer.json."
             )
         tokens: list[str] = self.fields["tokenizer.ggml.tokens"]
         types: list[int] = self.fields.get("tokenizer.ggml.token_type", [1] * len(tokens))
@@ -70,9 +76,11 @@ class GGUFMetadata:
         tokenizer.add_tokens(
             [AddedToken(tokens[i], normalized=False) for i, t in enumerate(types) if t == _USER_DEFINED]
         )
-        return HuggingFaceTokenizer(tokenizer, eos_token_ids=self._eos_token_ids())
+        return HuggingFaceTokenizer(tokenizer, eos_token_ids=self.eos_token_ids)
 
-    def _eos_token_ids(self) -> list[int]:
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """The ids that end an answer."""
         names = ("eos_token_id", "eot_token_id", "eom_token_id")
         return [int(self.fields[key]) for n in names if (key := f"tokenizer.ggml.{n}") in self.fields]
 
@@ -97,7 +105,7 @@ def read_gguf(path: Path) -> GGUFMetadata:
         import gguf
     except ImportError as exc:
         raise ConfigurationError(
-            "Reading a GGUF file needs the openvino extra: pip install 'chatfleet[openvino]'."
+            "Reading a GGUF file needs the package gguf, which comes with an engine: pip install 'chatfleet[openvino]'."
         ) from exc
     try:
         reader = gguf.GGUFReader(str(path))

@@ -28,7 +28,9 @@ _LOOPBACK: Final = "127.0.0.1"
 
 class ServeSettings(EndpointSettings, EngineSettings):
     models: list[str] = setting(
-        [], "GGUF files, OpenVINO IR folders or Hugging Face ids. Without any: the bundled model.", "Model"
+        [],
+        "GGUF files, folders (safetensors or OpenVINO IR) or Hugging Face ids. Without any: the bundled model.",
+        "Model",
     )
     drain_timeout: float = setting(
         30.0, "Seconds that requests get to finish in when it is told to stop.", "When things fail", ge=0, le=86400

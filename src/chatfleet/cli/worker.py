@@ -14,8 +14,12 @@ def _worker(given: dict[str, Any]) -> None:
     """Serve one model over OpenAI's API, alone or as a part of a fleet."""
     announce = begin_part(_print)
     from chatfleet.worker.app import run_worker
+    from chatfleet.worker.model_source import load_served_model
 
-    uvloop.run(run_worker(WorkerSettings.load(**given), announce))
+    settings = WorkerSettings.load(**given)
+    settings.listening_token(settings.host)  # what is wrong with it is said before anything is fetched
+    model = load_served_model(settings)
+    uvloop.run(run_worker(settings, model, announce))
 
 
 def _print(url: str, names: tuple[str, ...]) -> None:

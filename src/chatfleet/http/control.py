@@ -17,12 +17,14 @@ from chatfleet.core.fleet import (
     DRAIN_PATH,
     FLEET_EVENT,
     SERVERS_PATH,
+    SNAPSHOT_PATH,
     STATUS_PATH,
     WATCH_PATH,
     WORKERS_PATH,
     CircuitReport,
     FleetEvent,
     FleetModel,
+    FleetSnapshot,
     FleetStatus,
     Heartbeat,
     Registration,
@@ -89,6 +91,9 @@ class ControllerClient:
 
     async def status(self) -> FleetStatus:
         return await self._call("GET", STATUS_PATH, FleetStatus)
+
+    async def snapshot(self) -> FleetSnapshot:
+        return await self._call("GET", SNAPSHOT_PATH, FleetSnapshot)
 
     async def watch(self, silence_s: float) -> AsyncGenerator[FleetEvent, None]:
         """The fleet's events as they happen, the first a FleetSnapshot. Raises when the controller is silent for

@@ -22,7 +22,7 @@ from chatfleet.http.trust import add_guard
 from chatfleet.observability.asgi import MeasuredRequests
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.load_header import LoadHeader
-from chatfleet.worker.model_source import load_served_model
+from chatfleet.worker.model_source import ServedModel
 from chatfleet.worker.registration import Membership
 from chatfleet.worker.routes import make_router
 from chatfleet.worker.service import WorkerService
@@ -54,20 +54,21 @@ def create_app(service: WorkerService, *, strict: bool, token: str | None, host:
     return app
 
 
-async def run_worker(settings: WorkerSettings, announce: Callable[[str, tuple[str, ...]], None]) -> None:
-    """Serve until a signal. `announce(base_url, model_names)` is called once requests are answered.
+async def run_worker(
+    settings: WorkerSettings, model: ServedModel, announce: Callable[[str, tuple[str, ...]], None]
+) -> None:
+    """Serve `model` until a signal. `announce(base_url, model_names)` is called once requests are answered.
 
     The server listens while the model loads (/health is up, /ready is not). The worker joins the fleet when it can
     answer. At a signal it leaves the fleet at once, and then finishes what it has; where a controller has it drained,
     it stays known, as not ready, until that is done. Raises ConfigurationError.
     """
     token = await asyncio.to_thread(settings.listening_token, settings.host)
-    model = await asyncio.to_thread(load_served_model, settings)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     async with new_session() as session:
         engine = ProcessEngine(
-            settings.engine_config(str(model.path) if model.path else None),
+            settings.engine_config(model.engine, model.path, model.draft_path),
             on_ready_change=lambda _ready: membership.announce(),
         )
         admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)

@@ -1,31 +1,69 @@
-"""Where a model's files come from: the wheel, a path, or Hugging Face."""
+"""Where a model's files come from, and what runs them: the wheel, a path or Hugging Face; a GGUF file, safetensors or
+OpenVINO IR."""
 
-import json
+import logging
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from chatfleet.chat.gguf import read_gguf
 from chatfleet.chat.template import ChatTemplate
 from chatfleet.chat.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer_json
 from chatfleet.core.errors import ConfigurationError
-from chatfleet.worker.settings import WorkerSettings
+from chatfleet.engines.openvino.gguf_header import NotGGUF, read_gguf_header
+from chatfleet.engines.openvino.gguf_support import reads
+from chatfleet.worker.conversion import Conversions, Original
+from chatfleet.worker.engine_choice import EngineChoice, Form, Host, ModelFacts, choose_engine, form_order
+from chatfleet.worker.host import look_at_host
+from chatfleet.worker.hub import Repository, choose_form, fetch, fetch_text_files, look_up
+from chatfleet.worker.model_folder import (
+    IR_FILE,
+    PICKLES,
+    TextFiles,
+    architecture,
+    check_whole,
+    has_pickles_only,
+    has_safetensors,
+    read_text_files,
+)
+from chatfleet.worker.settings import EngineName, EngineSettings, WorkerSettings
+from chatfleet.worker.tokenizer_files import Tokenizers
 
-BUNDLED_MODEL = "chatfleet-tiny"
-SIMULATED_MODEL = "simulated"
-IR_FILE = "openvino_model.xml"
+logger = logging.getLogger(__name__)
+
+BUNDLED_MODEL: Final = "chatfleet-tiny"
+SIMULATED_MODEL: Final = "simulated"
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """All that the worker itself needs of a model; the engine gets `path`."""
+    """All that the worker itself needs of a model; `engine` gets `path` and `draft_path`."""
 
     names: tuple[str, ...]
+    engine: EngineName
     path: Path | None
     tokenizer: Tokenizer
     template: ChatTemplate | None
     created: int
+    draft_path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model before its engine is chosen. `path` is a GGUF file or a folder; of a `repository` with safetensors it
+    has the small files only."""
+
+    facts: ModelFacts
+    path: Path
+    repository: Repository | None = None
+
+    @property
+    def original(self) -> Original:
+        """What a conversion of it is kept under."""
+        if self.repository is None:
+            return Original.of_folder(self.path)
+        return Original(self.repository.repo_id, self.repository.commit)
 
 
 def bundled_model_path() -> Path:
@@ -40,19 +78,26 @@ def bundled_model_path() -> Path:
 
 
 def load_served_model(settings: WorkerSettings) -> ServedModel:
-    """Find (and where needed download) the model, read its tokenizer and template. Blocks.
+    """Find (and where needed download and convert) the model, choose its engine, read its tokenizer and template.
 
-    Raises ConfigurationError saying what to do.
+    Says in one line of the log which engine it is and why. Blocks. Raises ConfigurationError saying what to do.
     """
     name = default_name(settings.model, settings.engine)
+    host = look_at_host()
     if settings.engine == "simulated":
-        return _served(settings, name, None, ByteTokenizer(), chosen_template("chatml"), {})
-    if settings.model is None:
-        return _from_gguf(settings, name, bundled_model_path())
-    path = _local_path(settings.model)
-    if path is None:
-        path = download(settings.model, settings.revision, settings.quantization)
-    return _from_path(settings, name, path)
+        choice = _say(choose_engine(settings, ModelFacts(), host))
+        return _served(settings, name, choice.engine, None, TextFiles(ByteTokenizer(), chosen_template("chatml"), {}))
+    conversions = Conversions.of(settings)
+    found = _find(settings, settings.model, host, conversions)
+    choice = _say(choose_engine(settings, found.facts, host))
+    path = _runnable(settings, found, choice.engine, conversions)
+    draft_path = None
+    if settings.draft_model is not None:
+        own = {"revision": None, "quantization": None, "lora": None}  # of the model, not of its draft
+        draft = _find(settings.model_copy(update=own), settings.draft_model, host, conversions)
+        draft_path = _runnable(settings, draft, choice.engine, conversions)
+    tokenizers = Tokenizers(conversions.cache, can_make="transformers" in host.installed)
+    return _served(settings, name, choice.engine, path, _text_files(found, tokenizers), draft_path)
 
 
 def default_name(model: str | None, engine: str) -> str:
@@ -72,72 +117,115 @@ def _local_path(model: str) -> Path | None:
     return path if is_path else None
 
 
-def _from_path(settings: WorkerSettings, name: str, path: Path) -> ServedModel:
+def _say(choice: EngineChoice) -> EngineChoice:
+    logger.info("engine %s: %s", choice.engine, choice.reason)
+    return choice
+
+
+def _find(settings: EngineSettings, model: str | None, host: Host, conversions: Conversions) -> Found:
+    if model is None:
+        return Found(ModelFacts(), bundled_model_path())
+    path = _local_path(model)
+    if path is not None:
+        form = _form_of(path)
+        original = Original.of_folder(path) if form == "safetensors" else None
+        return Found(_facts(form, path, original, conversions), path)
+    repository = look_up(model, settings.revision)
+    form = choose_form(repository, form_order(settings, host))
+    if form != "safetensors":
+        path = fetch(repository, form, settings.quantization)
+        return Found(_facts(form, path, None, conversions), path)
+    path = fetch_text_files(repository)
+    return Found(_facts(form, path, Original(model, repository.commit), conversions), path, repository)
+
+
+def _form_of(path: Path) -> Form:
+    """Raises ConfigurationError where there is no model that we can serve."""
     if path.is_file():
-        return _from_gguf(settings, name, path)
-    if (path / IR_FILE).is_file():
-        return _from_ir(settings, name, path)
-    if path.is_dir():
+        return "gguf"
+    if not path.is_dir():
         raise ConfigurationError(
-            f"{path} holds no {IR_FILE}. The openvino engine takes a GGUF file or an OpenVINO IR folder; "
-            f"convert with `optimum-cli export openvino --model {path} OUT` and serve OUT."
+            f"There is no model at {path}. Give a GGUF file, a model's folder or a Hugging Face id."
         )
-    raise ConfigurationError(f"There is no model at {path}. Give a GGUF file, an IR folder or a Hugging Face id.")
+    names = [child.name for child in path.iterdir()]
+    if IR_FILE in names:
+        return "ir"
+    if has_safetensors(names):
+        return "safetensors"
+    if has_pickles_only(names):
+        raise ConfigurationError(f"{path} cannot be served: {PICKLES}")
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    if ggufs:
+        raise ConfigurationError(f"{path} is a folder with GGUF files. Give one of them: {path / ggufs[0]}")
+    raise ConfigurationError(
+        f"{path} holds neither {IR_FILE} nor config.json with *.safetensors. Give a GGUF file, a model's folder or a "
+        "Hugging Face id."
+    )
 
 
-def _from_gguf(settings: WorkerSettings, name: str, path: Path) -> ServedModel:
-    metadata = read_gguf(path)
+def _facts(form: Form, path: Path, original: Original | None, conversions: Conversions) -> ModelFacts:
+    if form == "gguf":
+        try:
+            header = read_gguf_header(path)
+        except NotGGUF as exc:
+            raise ConfigurationError(f"{path} is not a GGUF file: {exc}. Download or convert it again.") from exc
+        except OSError as exc:
+            raise ConfigurationError(f"{path} cannot be read: {exc.strerror}. Check its permissions.") from exc
+        return ModelFacts(form, header.architecture, openvino_reads_it=reads(header))
+    is_converted = original is not None and conversions.find(original) is not None
+    return ModelFacts(form, architecture(path), is_converted=is_converted)
+
+
+def _runnable(settings: EngineSettings, found: Found, engine: EngineName, conversions: Conversions) -> Path:
+    """What the engine gets: what was found, all of it fetched now, and converted where the engine needs that."""
+    if found.facts.form == "ir" and engine == "transformers":
+        raise ConfigurationError(
+            f"{found.path} is an OpenVINO IR folder, which the transformers engine does not run. Leave --engine "
+            "out, or give the model as safetensors."
+        )
+    if found.facts.form != "safetensors":
+        return found.path
+    if engine == "openvino" and (kept := conversions.find(found.original)) is not None:
+        return kept
+    folder = found.path
+    if found.repository is not None:
+        folder = fetch(found.repository, "safetensors", None, with_code=settings.trust_remote_code)
+    check_whole(folder)
+    if engine == "openvino":
+        return conversions.convert(found.original, folder, found.facts.architecture)
+    return folder
+
+
+def _text_files(found: Found, tokenizers: Tokenizers) -> TextFiles:
+    if found.path.is_dir():
+        return read_text_files(found.path, tokenizers.for_folder(found.path))
+    metadata = read_gguf(found.path)
     variables = {"bos_token": metadata.bos_token or "", "eos_token": metadata.eos_token or ""}
-    return _served(settings, name, path, metadata.tokenizer(), metadata.chat_template, variables)
-
-
-def _from_ir(settings: WorkerSettings, name: str, path: Path) -> ServedModel:
-    config = _read_json(path / "tokenizer_config.json")
-    tokenizer_json = path / "tokenizer.json"
-    if not tokenizer_json.is_file():
-        raise ConfigurationError(f"{path} has no tokenizer.json. Copy it there from the original model's repository.")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    jinja = path / "chat_template.jinja"
-    if jinja.is_file():
-        template = jinja.read_text(encoding="utf-8")
-    generation = _read_json(path / "generation_config.json")
-    eos = generation.get("eos_token_id", _read_json(path / "config.json").get("eos_token_id", []))
-    tokenizer = load_tokenizer_json(tokenizer_json, eos_token_ids=eos if isinstance(eos, list) else [eos])
-    variables = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return _served(settings, name, path, tokenizer, template, variables)
-
-
-def _token_text(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as exc:
-        raise ConfigurationError(f"{path} is not valid JSON ({exc}). Fetch the model's files again.") from exc
-    return content if isinstance(content, dict) else {}
+    if metadata.has_known_tokenizer:
+        tokenizer = metadata.tokenizer()
+    else:
+        tokenizer = load_tokenizer_json(tokenizers.for_gguf(metadata), eos_token_ids=metadata.eos_token_ids)
+    return TextFiles(tokenizer, metadata.chat_template, variables)
 
 
 def _served(
     settings: WorkerSettings,
     name: str,
+    engine: EngineName,
     path: Path | None,
-    tokenizer: Tokenizer,
-    template: str | None,
-    variables: dict[str, Any],
+    text: TextFiles,
+    draft_path: Path | None = None,
 ) -> ServedModel:
-    source = chosen_template(settings.chat_template) or template
-    variables = {**variables, **settings.chat_template_kwargs}
-    created = int((path or Path(__file__)).stat().st_mtime)
+    source = chosen_template(settings.chat_template) or text.template
+    variables = {**text.variables, **settings.chat_template_kwargs}
     return ServedModel(
         names=tuple(settings.model_names) or (name,),
+        engine=engine,
         path=path,
-        tokenizer=tokenizer,
+        tokenizer=text.tokenizer,
         template=ChatTemplate(source, variables=variables) if source else None,
-        created=created,
+        created=int((path or Path(__file__)).stat().st_mtime),
+        draft_path=draft_path,
     )
 
 
@@ -154,47 +242,3 @@ def chosen_template(choice: str | None) -> str | None:
         raise ConfigurationError(
             f"--chat-template {choice} is neither a readable file ({exc}) nor one of {', '.join(sorted(named))}."
         ) from exc
-
-
-def download(repo_id: str, revision: str | None, quantization: str | None) -> Path:
-    """Fetch what we can serve of a Hugging Face repository into its cache, with progress on the terminal.
-
-    OpenVINO IR wins over GGUF. Raises ConfigurationError.
-    """
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        names = HfApi().list_repo_files(repo_id, revision=revision)
-        if IR_FILE in names:
-            return Path(
-                snapshot_download(repo_id, revision=revision, allow_patterns=["openvino_*", "*.json", "*.jinja"])
-            )
-        return Path(hf_hub_download(repo_id, choose_gguf(repo_id, names, quantization), revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
-        raise ConfigurationError(
-            f"{repo_id!r} is no file or folder here, and fetching it from Hugging Face failed: "
-            f"{str(exc).strip().splitlines()[0]}. Check the id and the network; HF_TOKEN is needed for gated models."
-        ) from exc
-
-
-_PREFERRED = ("Q8_0", "F16", "Q6_K", "Q4_K_M", "Q4_0")
-
-
-def choose_gguf(repo_id: str, names: list[str], quantization: str | None) -> str:
-    """The GGUF file that `quantization` names, or the best that the openvino engine reads. Pure."""
-    ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
-    if not ggufs:
-        raise ConfigurationError(
-            f"{repo_id} has neither {IR_FILE} nor a GGUF file. Choose a repository that has one of them."
-        )
-    for wanted in [quantization] if quantization else _PREFERRED:
-        for name in ggufs:
-            if wanted.lower() in name.lower():
-                return name
-    if quantization is None and len(ggufs) == 1:
-        return ggufs[0]
-    raise ConfigurationError(
-        f"{repo_id} has no GGUF file for {quantization or 'any of ' + ', '.join(_PREFERRED)}: "
-        f"{', '.join(ggufs[:20])}. Choose one with --quantization."
-    )
