@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help serve test test-all lint model bench-engines bench-gateway clean
+.PHONY: help serve test test-all lint model bench-engines bench-serving bench-gateway clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -45,7 +45,10 @@ model: $(VENV)/.dev  ## Rebuild the bundled model (up to an hour on 2 cores)
 	$(BIN)/python models/tiny/export.py
 	$(BIN)/python models/tiny/evaluate.py
 
-bench-engines: $(VENV)/.dev  ## The served stream beside the bare engine
+bench-engines: $(VENV)/.dev  ## Every engine beside vLLM, llama.cpp and transformers serve (16 GB of memory)
+	$(BIN)/python benchmarks/engines/compare.py
+
+bench-serving: $(VENV)/.dev  ## The served stream beside the bare engine
 	$(BIN)/python benchmarks/engines/served_vs_inprocess.py
 
 bench-gateway: $(VENV)/.dev  ## The gateway beside nginx and others (Linux, gcc, nginx)

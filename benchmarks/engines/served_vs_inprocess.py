@@ -7,15 +7,12 @@ Served is `chatfleet worker`, whole: HTTP, template, tokenizer, engine process, 
 openvino-genai alone: add_request, step, read, with the worker's SchedulerConfig. Both get 64 prompt tokens a
 stream, all streams at once, and make 64 tokens each.
 
-The client of the served side runs on the same cores, so it must be cheap: one asyncio protocol per stream that
-looks for the first event and for the end in the raw bytes and decodes nothing. Its share of the CPU is in the
-table.
+The client of the served side runs on the same cores. Its share of the CPU is in the table.
 
     python benchmarks/engines/served_vs_inprocess.py --json results.json
 """
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -29,10 +26,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
-import uvloop
+from client import EXACT, ChatClient
 from make_model import DEFAULT_MODEL_DIR, ensure_model
 from rich.console import Console
 from rich.table import Table
@@ -134,129 +131,46 @@ class InProcess:
 
 # --- served: raw asyncio against a worker process ---
 
-_FIRST_EVENT = b"data: "  # sent when the first token came, also where its bytes are no whole character yet
-_PROMPT_COUNT = re.compile(rb'"prompt_tokens": ?(\d+)')
-_COMPLETION_COUNT = re.compile(rb'"completion_tokens": ?(\d+)')
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Moments of one stream on `time.perf_counter`, and the stream's last bytes."""
-
-    sent_s: float
-    first_content_s: float
-    done_s: float
-    tail: bytes
-
-
-class StreamClient(asyncio.Protocol):
-    """Waits for its connection, then `send` sends one request; `answer` is done when the stream is."""
-
-    def __init__(self) -> None:
-        self._sent_s = 0.0
-        self._first_s: float | None = None
-        self._tail = b""
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)
-
-    def send(self, request: bytes) -> None:
-        self._sent_s = time.perf_counter()
-        self._transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        now = time.perf_counter()
-        if self._first_s is None:
-            self._tail += data
-            if _FIRST_EVENT in self._tail:
-                self._first_s = now
-        else:
-            self._tail = (self._tail + data)[-1000:]
-        if b"data: [DONE]" in self._tail and not self.answer.done():
-            self._transport.close()
-            self.answer.set_result(Answer(self._sent_s, self._first_s or float("nan"), now, self._tail))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(RuntimeError(f"the stream broke off: {self._tail[-500:]!r}"))
-
 
 class Served:
     """`chatfleet worker` on a free port, in its own process."""
 
     def __init__(self, model: Path) -> None:
-        command = [sys.executable, "-m", "chatfleet", "worker", str(model), "--port", "0"]
+        command = [sys.executable, "-m", "chatfleet", "worker", str(model), "--engine", "openvino", "--port", "0"]
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, text=True)
-        self._port, self._model_name, self.scheduler = 0, "", Scheduler(0, 0, 0)
-        self._seeds = count(int.from_bytes(os.urandom(4), "little"))
-        while not self._ready():
+        while (ready := self._ready()) is None:
             if self._process.poll() is not None:  # nothing to stop then
                 raise RuntimeError(f"the worker does not start:\n{Path(self._log.name).read_text()}")
             time.sleep(0.1)
-        self._letters = 10
-        probe = uvloop.run(self._streams_at_once(1))[0]
-        self._letters += PROMPT_TOKENS - _count(_PROMPT_COUNT, probe.tail)  # the rest of a prompt is the template's
+        self._client, self.scheduler = ready
 
-    def _ready(self) -> bool:
+    def _ready(self) -> tuple[ChatClient, Scheduler] | None:
         log = Path(self._log.name).read_text()
         serving = re.search(r"Serving ([^\s,]+).* on http://127\.0\.0\.1:(\d+)/v1", log)
         pool = re.search(r"KV pool (\d+) tokens, up to (\d+) requests and (\d+) tokens a step", log)
         if not serving or not pool:
-            return False
-        self._model_name, self._port = serving[1], int(serving[2])
-        self.scheduler = Scheduler(*(int(number) for number in pool.groups()))
-        return True
+            return None
+        client = ChatClient(int(serving[2]), serving[1], EXACT)
+        return client, Scheduler(*(int(number) for number in pool.groups()))
 
     def round(self, streams: int) -> Round:
         client_cpu_s, cpu_s = time.process_time(), _cpu_s(self._process.pid)
-        answers = uvloop.run(self._streams_at_once(streams))
+        answers = self._client.ask(streams, PROMPT_TOKENS, COMPLETION_TOKENS)
         client_cpu_s, cpu_s = time.process_time() - client_cpu_s, _cpu_s(self._process.pid) - cpu_s
-        for answer in answers:
-            counts = _count(_PROMPT_COUNT, answer.tail), _count(_COMPLETION_COUNT, answer.tail)
-            assert counts == (PROMPT_TOKENS, COMPLETION_TOKENS), counts
         took_s = max(answer.done_s for answer in answers) - min(answer.sent_s for answer in answers)
         return Round(
             streams,
             streams * COMPLETION_TOKENS / took_s,
-            1000 * statistics.median(answer.first_content_s - answer.sent_s for answer in answers),
+            1000 * statistics.median(answer.first_s - answer.sent_s for answer in answers),
             cpu_s,
             client_cpu_s / took_s / (os.cpu_count() or 1),
         )
 
-    async def _streams_at_once(self, streams: int) -> list[Answer]:
-        loop = asyncio.get_running_loop()
-        requests = [_http_request(self._model_name, self._letters, next(self._seeds)) for _ in range(streams)]
-        clients = [(await loop.create_connection(StreamClient, "127.0.0.1", self._port))[1] for _ in requests]
-        for client, request in zip(clients, requests, strict=True):
-            client.send(request)
-        return await asyncio.gather(*(client.answer for client in clients))
-
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(60)  # an interrupted round's requests get half a minute to finish in
         self._log.close()
-
-
-def _http_request(model_name: str, letters: int, seed: int) -> bytes:
-    """A chat request whose message has `letters` tokens: letters with spaces between them, one token each."""
-    import random
-
-    message = " ".join(random.Random(seed).choices("etaoinshrdlcumwfgypbvkjxqz", k=letters))
-    body = json.dumps(
-        {
-            "model": model_name,
-            "messages": [{"role": "user", "content": message}],
-            "max_tokens": COMPLETION_TOKENS,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-    return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 def _cpu_s(pid: int) -> float:
@@ -264,13 +178,6 @@ def _cpu_s(pid: int) -> float:
     process = psutil.Process(pid)
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return float(sum(one.user + one.system for one in times))
-
-
-def _count(pattern: re.Pattern[bytes], tail: bytes) -> int:
-    found = pattern.search(tail)
-    if found is None:
-        raise RuntimeError(f"no usage at the end of the stream: {tail[-500:]!r}")
-    return int(found[1])
 
 
 # --- both, and the table ---

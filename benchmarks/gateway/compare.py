@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from machine import CannotRun, Cores, choose_cores, compile_c, cpu_model, raise_open_files, usage
+from options import at_least_one, end_on_signals, some_of
 from processes import get_json
 from report import Comparison, Round
 from targets import CLIENT_HEADERS, PEERS, Place, Target, chatfleet, installed_peers, mock_backend, peer_command
@@ -161,41 +161,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    """End all that was started, undisturbed by a second signal."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
-def _names(known: Sequence[str]) -> Any:
-    def read(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        if wrong := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(known)}")
-        return names
-
-    return read
-
-
 def _peer_names(text: str) -> list[str]:
-    names: list[str] = [] if text == "none" else _names([*PEERS])(text)
-    return list(dict.fromkeys(names))
-
-
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("it must be 1 or more")
-    return number
+    return [] if text == "none" else some_of([*PEERS])(text)
 
 
 def main() -> None:
     workload_names = [workload.name for workload in WORKLOADS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reps", type=_at_least_one, default=5, help="repetitions of each test (default: 5)")
+    parser.add_argument("--reps", type=at_least_one, default=5, help="repetitions of each test (default: 5)")
     parser.add_argument(
-        "--only", type=_names(workload_names), default=workload_names, help=f"some of {','.join(workload_names)}"
+        "--only", type=some_of(workload_names), default=workload_names, help=f"some of {','.join(workload_names)}"
     )
     parser.add_argument(
         "--peers", type=_peer_names, help=f"some of {','.join(PEERS)}, or none (default: nginx, and what is installed)"
@@ -203,12 +178,11 @@ def main() -> None:
     parser.add_argument(
         "--venv", type=Path, action="append", default=[], help="environment that holds a peer; repeatable"
     )
-    parser.add_argument("--processes", type=_at_least_one, default=1, help="of each gateway (default: 1)")
+    parser.add_argument("--processes", type=at_least_one, default=1, help="of each gateway (default: 1)")
     parser.add_argument("--json", type=Path, help="write the medians and every round here")
     parser.add_argument("--quick", action="store_true", help="a fraction of a second each, to see that it works")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    end_on_signals()
     try:
         compare(arguments)
     except CannotRun as exc:

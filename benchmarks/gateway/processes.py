@@ -62,14 +62,14 @@ class ServerProcess:
         if status is not None:
             raise CannotRun(f"{self.name} has ended (status {status}). It said:\n{self.log()[-_LOG_TAIL_CHARS:]}")
 
-    def until(self, is_ready: Callable[[], bool], what: str) -> None:
+    def until(self, is_ready: Callable[[], bool], what: str, patience_s: float = READY_S) -> None:
         """Wait for it. Raises CannotRun when the process ends before, or takes too long."""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + patience_s
         while not is_ready():
             self.require_alive()
             if time.monotonic() > deadline:
                 raise CannotRun(
-                    f"{self.name}: {what} did not come in {READY_S:.0f} s. It said:\n{self.log()[-_LOG_TAIL_CHARS:]}"
+                    f"{self.name}: {what} did not come in {patience_s:.0f} s. It said:\n{self.log()[-_LOG_TAIL_CHARS:]}"
                 )
             time.sleep(0.05)
 

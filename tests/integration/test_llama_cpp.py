@@ -17,7 +17,7 @@ from support.wire import PATIENCE_S, failed, user
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 MODEL = "tiny-on-llama-cpp"
-SERVER = Path(__file__).parents[1] / "support" / "llama_server.py"
+SERVER = Path(__file__).parents[2] / "benchmarks" / "engines" / "llama_server.py"
 QUESTION = user("What is the capital of France?")
 
 
@@ -36,7 +36,7 @@ class LlamaServer:
     """Started and ended by the test, on one port."""
 
     def __init__(self, python: Path, port: int) -> None:
-        self._command = [str(python), str(SERVER), str(bundled_model_path()), MODEL, str(port)]
+        self._command = [str(python), str(SERVER), str(bundled_model_path()), MODEL, str(port), "4", "2"]
         self.url = f"http://127.0.0.1:{port}"
         self._process: subprocess.Popen[str] | None = None
 
