@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from support.conformance_table import conformance_lines
 from support.processes import THROUGH, Endpoint, endpoint
 
 
@@ -48,8 +49,11 @@ def free_port() -> int:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What long runs counted is shown though they passed."""
+    """What long runs counted is shown though they passed, and how every engine did in the conformance suite."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "summary":
                 terminalreporter.write_line(str(value))
+    outcomes = ("passed", "failed", "error", "skipped")
+    for line in conformance_lines(report for outcome in outcomes for report in terminalreporter.getreports(outcome)):
+        terminalreporter.write_line(line)

@@ -1,34 +1,19 @@
 """Small random models for the OpenVINO tests, and what transformers computes with the same weights."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, quants
+from gguf import GGUFReader
 
 from chatfleet.engines.base import EngineConfig, GenerateRequest, SamplingParams, TokenDelta
 from chatfleet.engines.openvino.backend import OpenVINOBackend
-
-
-def _load_writer() -> ModuleType:
-    """The benchmark's model writer, the only one there is; benchmarks are no package."""
-    path = Path(__file__).parents[2] / "benchmarks" / "engines" / "make_model.py"
-    spec = importlib.util.spec_from_file_location("make_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-writer = _load_writer()
+from support.model_writer import writer
+from support.models import float32_values
 
 TINY = writer.ModelShape(
     name="tiny",
@@ -84,7 +69,10 @@ class Reference:
             tie_word_embeddings=True,
         )
         self._model = Qwen2ForCausalLM(config).float().eval()
-        state = {writer.huggingface_name(tensor.name): _values(tensor) for tensor in GGUFReader(path).tensors}
+        state = {
+            writer.huggingface_name(tensor.name): torch.from_numpy(float32_values(tensor))
+            for tensor in GGUFReader(path).tensors
+        }
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
         self._model.load_state_dict(state)
 
@@ -111,12 +99,6 @@ class Reference:
             token_ids.append(int(log_probabilities.argmax()))
             logprobs.append(float(log_probabilities.max()))
         return token_ids, logprobs
-
-
-def _values(tensor: Any) -> torch.Tensor:
-    size = [int(length) for length in reversed(tensor.shape)]
-    values = quants.dequantize(tensor.data, tensor.tensor_type)
-    return torch.from_numpy(np.array(values, np.float32).reshape(size))
 
 
 class Driver:

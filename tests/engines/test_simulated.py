@@ -83,20 +83,6 @@ def test_the_text_is_words_in_sentences() -> None:
     assert len(words.split()) >= simulated_script._MIN_WORDS
 
 
-def test_the_answer_ends_by_itself_with_the_end_token() -> None:
-    deltas = answer(max_tokens=4000, stop_token_ids=EOS)
-    assert tokens(deltas)[-1] == END_OF_SEQUENCE and deltas[-1].finish_reason == "stop"
-    assert tokens(deltas).count(END_OF_SEQUENCE) == 1
-
-
-def test_without_the_end_token_among_the_stops_it_goes_on_to_max_tokens() -> None:
-    natural = tokens(answer(max_tokens=4000, stop_token_ids=EOS))
-    deltas = answer(max_tokens=3000)
-    assert len(tokens(deltas)) == 3000 and deltas[-1].finish_reason == "length"
-    assert tokens(deltas)[: len(natural) - 1] == natural[:-1]
-    assert END_OF_SEQUENCE not in tokens(deltas)
-
-
 def test_max_tokens_is_the_number_of_tokens() -> None:
     assert [len(tokens(answer(max_tokens=count))) for count in (1, 2, 17)] == [1, 2, 17]
     [empty] = answer(max_tokens=0)
@@ -182,16 +168,6 @@ def test_an_answer_that_cannot_go_on_is_refused(output_token_ids: list[int]) -> 
 # --- sampling settings ---
 
 
-def test_a_seed_changes_the_text_and_repeats_it() -> None:
-    seeds = [None, 1, 2, 3]
-    assert len({text(answer(seed=seed, max_tokens=100)) for seed in seeds}) == len(seeds)
-    assert text(answer(seed=1)) == text(answer(seed=1))
-
-
-def test_at_temperature_zero_a_seed_changes_nothing() -> None:
-    assert text(answer(temperature=0.0, seed=5)) == text(answer())
-
-
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.01}, {"min_p": 0.9}], ids=lambda cut: next(iter(cut)))
 def test_truncation_removes_what_a_high_temperature_brings(cut: dict[str, Any]) -> None:
     wild = text(answer(seed=1, temperature=3.0, max_tokens=200))
@@ -210,18 +186,6 @@ def test_temperature_matters_with_a_seed() -> None:
     assert strays(0.2) <= strays(1.0) < strays(2.0) < strays(5.0)
 
 
-def test_a_bias_of_a_hundred_forces_a_token_and_of_minus_a_hundred_bans_it() -> None:
-    assert text(answer(logit_bias={ord("Z"): 100.0}, max_tokens=5)) == "ZZZZZ"
-    assert "e" in text(answer(max_tokens=100))
-    assert "e" not in text(answer(max_tokens=100, logit_bias={ord("e"): -100.0}))
-
-
-def test_penalties_wear_repeated_tokens_down() -> None:
-    plain = text(answer(max_tokens=300))
-    for penalty in ({"frequency_penalty": 2.0}, {"repetition_penalty": 3.0}, {"presence_penalty": 6.0}):
-        assert text(answer(max_tokens=300, **penalty)) != plain
-
-
 def test_repetition_penalty_counts_the_prompt_too() -> None:
     def capitals_drawn(prompt: list[int]) -> int:
         """Of 300 first tokens: answers begin with a capital."""
@@ -230,14 +194,6 @@ def test_repetition_penalty_counts_the_prompt_too() -> None:
 
     capitals, digits = list(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"), list(b"0123456789")
     assert capitals_drawn(capitals) < 250 < capitals_drawn(digits)
-
-
-def test_min_tokens_holds_the_stop_tokens_back() -> None:
-    natural = len(tokens(answer(max_tokens=4000, stop_token_ids=EOS)))
-    for least in (0, natural - 1, natural + 50):
-        deltas = answer(max_tokens=4000, stop_token_ids=EOS, min_tokens=least)
-        assert deltas[-1].finish_reason == "stop"
-        assert len(tokens(deltas)) == max(natural, least + 1)
 
 
 def test_bad_words_never_come() -> None:
@@ -254,35 +210,6 @@ def test_a_bad_end_token_ends_nothing() -> None:
     natural = tokens(answer(max_tokens=4000, stop_token_ids=EOS))
     deltas = answer(max_tokens=len(natural) + 20, stop_token_ids=EOS, bad_words_token_ids=(EOS,))
     assert tokens(deltas)[: len(natural) - 1] == natural[:-1] and deltas[-1].finish_reason == "length"
-
-
-def test_any_stop_token_ends_the_answer_and_is_counted() -> None:
-    whole = tokens(answer())
-    deltas = answer(stop_token_ids=(ord(" "),))
-    assert tokens(deltas) == whole[: whole.index(ord(" ")) + 1]
-    assert deltas[-1].finish_reason == "stop"
-    later = tokens(answer(stop_token_ids=(ord(" "),), min_tokens=20))
-    assert ord(" ") not in later[:20] and later[-1] == ord(" ")
-
-
-def test_log_probabilities_are_a_distribution() -> None:
-    for delta in answer(logprobs=20, max_tokens=30):
-        assert delta.logprobs is not None
-        [entry] = delta.logprobs
-        assert entry.token_id == delta.token_ids[0]
-        assert len(entry.top) == 20 and len(dict(entry.top)) == 20
-        values = [logprob for _, logprob in entry.top]
-        assert values == sorted(values, reverse=True) and entry.top[0] == (entry.token_id, entry.logprob)
-        assert 0.98 < sum(map(math.exp, values)) <= 1.0 + 1e-9
-    [plain] = answer(logprobs=0, max_tokens=1)
-    assert plain.logprobs is not None and plain.logprobs[0].top == []
-    assert answer(max_tokens=1)[0].logprobs is None
-
-
-def test_asking_for_log_probabilities_does_not_change_the_answer() -> None:
-    assert tokens(answer(logprobs=5, max_tokens=400, stop_token_ids=EOS)) == tokens(
-        answer(max_tokens=400, stop_token_ids=EOS)
-    )
 
 
 def test_prompt_log_probabilities_cover_the_prompt_and_agree_on_a_shared_prefix() -> None:

@@ -1,0 +1,260 @@
+"""The backend: transformers' models behind the engine interface, batched continuously."""
+
+import logging
+import time
+from typing import Final
+
+import numpy as np
+import torch
+
+from chatfleet.engines.base import (
+    Backend,
+    Capabilities,
+    EngineConfig,
+    EngineStats,
+    Fault,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+)
+from chatfleet.engines.checks import check_prompt, check_request
+from chatfleet.engines.memory import KV_FRACTION, available_bytes, kv_blocks
+from chatfleet.engines.transformers import HONOURED_PARAMETERS, MAX_TOP_LOGPROBS
+from chatfleet.engines.transformers.loading import load_model
+from chatfleet.engines.transformers.pages import PagePool
+from chatfleet.engines.transformers.runner import EXACT_ROWS, StepLogits, make_runner
+from chatfleet.engines.transformers.sampling import RowState, Sampler, prompt_logprobs
+from chatfleet.engines.transformers.scheduler import Part, Running, Scheduler
+
+logger = logging.getLogger(__name__)
+
+PAGE_TOKENS: Final = 16
+GPU_STEP_TOKENS: Final = 2048
+STEP_TARGET_S: Final = 0.150
+MIN_STEP_TOKENS: Final = 64
+"""On 2 cores with 22 GB/s a step of a 0.39B model takes 52 ms with one token, and 0.7 ms more for each other."""
+MAX_STEP_TOKENS: Final = 256
+_GPU_MEMORY_FRACTION: Final = 0.9
+_PROBE_TOKENS: Final = (16, 128)
+_PROBE_RUNS: Final = 3
+
+
+class TransformersBackend(Backend):
+    """Serves any causal language model that transformers loads, with continuous batching and prefix caching.
+
+    Determinism: with a seed, or greedily, the tokens depend on the request alone as far as the products do. In reduced
+    precision a row's product depends in its last bits on how many others are computed beside it;
+    `EngineConfig.deterministic` computes in float32 with as many rows in every step, so that it does not. Random
+    numbers are made of a request's seed and the number of its tokens, so an answer that another engine has begun
+    goes on as it would have there.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, config: EngineConfig) -> None:
+        """Load the model. Raises ConfigurationError."""
+        self._config = config
+        self._loaded = load_model(config)
+        self._runner = make_runner(self._loaded, exact=config.deterministic)
+        self._sampler = Sampler(self._loaded.vocab_size, self._loaded.device)
+        self._pool = PagePool(self._plan_pages(), PAGE_TOKENS)
+        self._runner.allocate(self._pool.pages, PAGE_TOKENS)
+        tokens = self._step_tokens()
+        max_running = min(config.max_concurrency, tokens - tokens // 4)
+        self._scheduler = Scheduler(
+            self._pool,
+            step_tokens=tokens,
+            prompt_tokens=EXACT_ROWS if config.deterministic else max(tokens, MAX_STEP_TOKENS),
+            max_running=max_running,
+            whole_prompts=self._runner.whole_prompts,
+        )
+        self._capabilities = Capabilities(
+            engine="transformers",
+            parameters=HONOURED_PARAMETERS,
+            context_length=min(self._loaded.context_length, self._pool.tokens),
+            vocab_size=self._loaded.vocab_size,
+            embedding_dim=self._loaded.hidden_size,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+        )
+        self._generated_tokens = 0
+        self._steps = 0
+        logger.info(
+            "%s (%s) on %s in %s, %s: context %d, KV pool %d tokens, up to %d requests and %d tokens a step",
+            self._loaded.name,
+            self._loaded.model_type,
+            self._loaded.device,
+            str(self._loaded.dtype).removeprefix("torch."),
+            "batched" if self._runner.is_batched else "one sequence at a time",
+            self._capabilities.context_length,
+            self._pool.tokens,
+            max_running,
+            tokens,
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def add(self, request: GenerateRequest) -> None:
+        check_request(request, self._capabilities)
+        self._scheduler.add(self._sequence(request))
+
+    def cancel(self, request_id: int) -> None:
+        self._scheduler.remove(request_id)
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenDelta]:
+        parts = self._scheduler.plan()
+        if not parts:
+            return []
+        logits = self._runner.run(parts)
+        drawn = self._draw(logits)
+        for part, rows in logits.prompts:
+            self._take_prompt_logprobs(part, rows)
+        self._scheduler.computed(parts)
+        self._steps += 1
+        deltas = [self._advance(*entry) for entry in drawn]
+        self._generated_tokens += sum(len(delta.token_ids) for delta in deltas)
+        return deltas
+
+    def next_step_s(self) -> float | None:
+        return 0.0 if self._scheduler.has_work else None
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_cache_usage=self._pool.usage,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+        )
+
+    @torch.inference_mode()
+    def embed(self, prompt_token_ids: list[int]) -> bytes:
+        """The mean of the last hidden states, normalised. Requests that run may have to give their pages for it, and
+        are computed again later."""
+        check_prompt(prompt_token_ids, self._capabilities)
+        pages = self._pool.pages_for(len(prompt_token_ids))
+        self._scheduler.make_room(pages)
+        sampling = SamplingParams(max_tokens=0)
+        sequence = self._sequence(GenerateRequest(request_id=0, prompt_token_ids=prompt_token_ids, sampling=sampling))
+        sequence.pages = self._pool.take(pages)
+        total = np.zeros(self._loaded.hidden_size, np.float64)
+        size = len(prompt_token_ids) if self._runner.whole_prompts else self._scheduler.step_tokens
+        try:
+            for start in range(0, len(prompt_token_ids), size):
+                part = Part(sequence, start, min(start + size, len(prompt_token_ids)))
+                total += self._runner.hidden_states(part).double().sum(dim=0).cpu().numpy()
+        finally:
+            self._pool.give_back(sequence.pages)
+        norm = float(np.linalg.norm(total))
+        return (total / norm if norm > 0 else total).astype("<f4").tobytes()
+
+    def recover(self) -> None:
+        self._scheduler.clear()
+        self._runner.allocate(self._pool.pages, PAGE_TOKENS)
+
+    def _draw(self, logits: StepLogits) -> list[tuple[Running, int, TokenLogprobs | None, str | None]]:
+        if not logits.sequences:  # all of the step was prompts that go on
+            return []
+        sampled = self._sampler.sample(logits.rows, [sequence.row for sequence in logits.sequences])
+        return list(zip(logits.sequences, *sampled, strict=True))
+
+    def _advance(self, sequence: Running, token_id: int, entry: TokenLogprobs | None, fault: str | None) -> TokenDelta:
+        """A sequence's next token, and what goes with its first one. After its last one it is gone from the engine."""
+        sampling = sequence.request.sampling
+        finish_reason: FinishReason | None = None
+        token_ids = [token_id] if sampling.max_tokens > 0 and fault is None else []
+        for token_id in token_ids:
+            sequence.token_ids.append(token_id)
+            sequence.row.append(token_id)
+            if token_id in sampling.stop_token_ids and sequence.row.generated > sampling.min_tokens:
+                finish_reason = "stop"
+        if fault is not None:
+            self._runner.discard(sequence)
+        elif finish_reason is None and sequence.row.generated >= sampling.max_tokens:
+            finish_reason = "length"
+        if fault is not None or finish_reason is not None:
+            self._scheduler.remove(sequence.request_id)
+        is_first, sequence.has_begun = not sequence.has_begun, True
+        return TokenDelta(
+            request_id=sequence.request_id,
+            token_ids=token_ids,
+            logprobs=[entry] if entry is not None and token_ids else None,
+            prompt_logprobs=[None, *sequence.prompt_logprobs] if is_first and sampling.prompt_logprobs else None,
+            cached_tokens=sequence.cached_tokens if is_first else None,
+            finish_reason=finish_reason,
+            fault=None if fault is None else Fault(message=f"The model failed on this request: {fault}"),
+        )
+
+    def _take_prompt_logprobs(self, part: Part, logits: torch.Tensor) -> None:
+        """`logits` are those of the tokens that follow each of the part's; some of these may be of the answer."""
+        sequence = part.sequence
+        if sequence.has_begun:
+            return  # they were told before it was preempted
+        successors = sequence.request.prompt_token_ids[part.start + 1 : part.start + 1 + len(logits)]
+        top = sequence.request.sampling.logprobs or 0
+        sequence.prompt_logprobs += prompt_logprobs(logits[: len(successors)], successors, top)
+
+    def _plan_pages(self) -> int:
+        """Pages of the KV cache: what --kv-cache-gb says, else a part of the free memory."""
+        layers = self._runner.layers
+        config = self._config
+        if self._loaded.device.type == "cpu":
+            free_bytes = int(available_bytes() * config.memory_share)
+        else:
+            free_bytes = int(self._free_gpu_bytes() / KV_FRACTION)  # the weights are in: most of the rest is for this
+        return 1 + kv_blocks(
+            bytes_per_block=max(1, sum(layer.bytes_per_token for layer in layers)) * PAGE_TOKENS,
+            block_tokens=PAGE_TOKENS,
+            context_length=self._loaded.context_length,
+            max_concurrency=config.max_concurrency,
+            free_bytes=free_bytes,
+            kv_cache_gb=config.kv_cache_gb,
+        )
+
+    def _free_gpu_bytes(self) -> int:
+        """What keys and values may take of the fullest GPU, times the number of GPUs that have layers."""
+        devices = {layer.device for layer in self._runner.layers}
+        free = []
+        for device in devices:
+            available, total = torch.accelerator.get_memory_info(device)
+            most = total * _GPU_MEMORY_FRACTION
+            if self._config.max_gpu_memory_gb is not None:
+                most = min(most, self._config.max_gpu_memory_gb * 1e9)
+            free.append(max(0, int(most * self._config.memory_share - (total - available))))
+        return min(free) * len(devices)
+
+    def _step_tokens(self) -> int:
+        """How many tokens a step may compute, running answers' included: on a CPU as many as take STEP_TARGET_S."""
+        if self._config.deterministic:
+            return EXACT_ROWS
+        if self._config.max_num_batched_tokens is not None:
+            return self._config.max_num_batched_tokens
+        if self._loaded.device.type != "cpu":
+            return GPU_STEP_TOKENS
+        few, many = _PROBE_TOKENS
+        few_s, many_s = (self._step_s(count) for count in _PROBE_TOKENS)
+        per_token_s = max(1e-9, (many_s - few_s) / (many - few))
+        room = (STEP_TARGET_S - few_s) / per_token_s + few
+        return int(min(max(room, MIN_STEP_TOKENS), MAX_STEP_TOKENS)) // 16 * 16
+
+    def _step_s(self, count: int) -> float:
+        """The least time of a step that reads `count` tokens."""
+        count = min(count, self._loaded.context_length, self._pool.tokens)
+        request = GenerateRequest(request_id=0, prompt_token_ids=[0] * count, sampling=SamplingParams(max_tokens=1))
+        sequence = self._sequence(request)
+        sequence.pages = self._pool.take(self._pool.pages_for(count))
+        times = []
+        for _ in range(_PROBE_RUNS):
+            start = time.perf_counter()
+            self._runner.run([Part(sequence, 0, count)])
+            times.append(time.perf_counter() - start)
+        self._pool.give_back(sequence.pages)
+        return min(times)
+
+    @staticmethod
+    def _sequence(request: GenerateRequest) -> Running:
+        row = RowState(request.sampling, request.prompt_token_ids, request.output_token_ids)
+        return Running(request, row, request.prompt_token_ids + request.output_token_ids)
