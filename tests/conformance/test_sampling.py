@@ -183,16 +183,18 @@ async def test_log_probabilities_are_of_the_model_alone(subject: Subject, name: 
     }[name]
     if not await subject.honours(name, **settings):
         return
-    answer = await subject.generate(prompt, logprobs=0, max_tokens=16, **settings)
+    logprobs = min(2, subject.capabilities.max_top_logprobs)
+    answer = await subject.generate(prompt, logprobs=logprobs, max_tokens=16, **settings)
     begun = [answer.token_ids[:index] for index in range(16)]
     plain = await asyncio.gather(
-        *(subject.generate(prompt, tokens, logprobs=0, max_tokens=len(tokens) + 1) for tokens in begun)
+        *(subject.generate(prompt, tokens, logprobs=logprobs, max_tokens=len(tokens) + 1) for tokens in begun)
     )
     same = 0
-    for token_id, logprob, other in zip(answer.token_ids, answer.chosen, plain, strict=True):
-        assert logprob <= other.chosen[0] + 1e-3, "none is likelier than the likeliest"
-        if token_id == other.token_ids[0]:
-            assert logprob == pytest.approx(other.chosen[0], abs=1e-3)
+    for entry, [expected] in zip(answer.logprobs, [other.logprobs for other in plain], strict=True):
+        assert entry.logprob <= expected.logprob + 1e-3, "none is likelier than the likeliest"
+        assert [value for _, value in entry.top] == pytest.approx([value for _, value in expected.top], abs=1e-3)
+        if entry.token_id == expected.token_id:
+            assert entry.logprob == pytest.approx(expected.logprob, abs=1e-3)
             same += 1
     assert same >= 3
 

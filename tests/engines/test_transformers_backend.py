@@ -184,6 +184,31 @@ def test_what_a_failed_row_left_reaches_nobody(model: Path) -> None:
     assert len(driver.answer(random_prompt(3, 2), max_tokens=20)) == 20
 
 
+def test_a_request_that_fails_takes_nothing_from_those_that_share_its_prompt(model: Path) -> None:
+    driver = Driver(model)
+    prompt = random_prompt(64)
+    expected = driver.answer([*prompt, 1], max_tokens=24)
+    beside = driver.add([*prompt, 1], max_tokens=24)
+    driver.step()
+    broken = driver.add([*prompt, 2], max_tokens=8, repetition_penalty=1e-60)
+    driver.finish()
+    assert driver.deltas[broken][-1].fault is not None
+    assert driver.tokens(beside) == expected
+    assert driver.answer([*prompt, 1], max_tokens=24) == expected
+
+
+def test_an_embedding_that_is_no_number_is_a_fault_and_leaves_nothing(model: Path) -> None:
+    driver = small_pool(model, 48)
+    embedding = driver.backend._loaded.model.get_input_embeddings().weight
+    healthy = embedding[7].clone()
+    with torch.no_grad():
+        embedding[7] = float("nan")
+        with pytest.raises(RequestRefused, match="finite"):
+            driver.backend.embed([7] * 40)
+        embedding[7] = healthy
+    assert len(driver.answer(random_prompt(3, 2), max_tokens=20)) == 20
+
+
 def test_a_failed_step_leaves_a_working_engine(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.add(random_prompt(10))
     with monkeypatch.context() as patch:
@@ -213,6 +238,48 @@ def test_an_embedding_takes_the_pages_of_running_requests_only_for_a_while(model
     tight.backend.embed(random_prompt(150, 1))
     tight.finish()
     assert tight.tokens(request_id) == expected
+
+
+def test_embeddings_let_those_that_they_preempt_have_a_token(model: Path) -> None:
+    tight = small_pool(model, 160)
+    request_id = tight.add(random_prompt(100), max_tokens=40)
+    for turn in range(400):
+        if tight.backend.next_step_s() is None:
+            break
+        if tight.backend.embedding_ready():
+            tight.backend.embed(random_prompt(150, turn))
+        tight.step()
+    assert len(tight.tokens(request_id)) == 40
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "qwen3_next"])
+def test_models_that_are_not_batched_take_the_same_prompt_again_and_again(tmp_path: Path, model_type: str) -> None:
+    settings = {
+        "bloom": {"n_layer": 2, "n_head": 4},
+        "qwen3_next": {
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+    }
+    driver = Driver(save_model(tmp_path, model_type, **settings[model_type]), context_length=200)
+    first = driver.answer(random_prompt(40), max_tokens=20)
+    again = [driver.add(random_prompt(40), max_tokens=20) for _ in range(3)]
+    driver.finish()
+    assert [driver.tokens(request_id) for request_id in again] == [first] * 3
+
+
+def test_the_bound_on_tokens_holds_for_steps_that_only_read(model: Path) -> None:
+    driver = Driver(model, max_num_batched_tokens=32)
+    driver.add(random_prompt(200), max_tokens=1)
+    assert max(part.end - part.start for part in driver.backend._scheduler.plan()) == 32
 
 
 def test_the_context_is_used_to_its_last_token(driver: Driver) -> None:

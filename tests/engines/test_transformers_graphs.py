@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from chatfleet.engines.transformers.graphs import RecordedSteps, padded_pages, padded_rows
+from chatfleet.engines.transformers.runner import trial_sequence
+from chatfleet.engines.transformers.scheduler import Part
 from engines.transformers_models import Driver, random_prompt, save_model
 
 
@@ -51,6 +53,18 @@ def test_replayed_steps_give_the_same_tokens(model: Path) -> None:
         answers.append([other.tokens(request_id) for request_id in requests])
     assert answers[0] == answers[1]
     assert 1 < recorder.recordings < 12
+
+
+def test_one_long_answer_among_short_ones_is_not_what_all_are_padded_to() -> None:
+    def fail(*arguments: object) -> torch.Tensor:
+        raise AssertionError("recorded")
+
+    steps = RecordedSteps(fail, fail, 16, torch.device("cpu"))
+    sequences = [trial_sequence([0] * length) for length in (3000, *[6] * 31)]
+    parts = [Part(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
+    assert steps.run(parts) is None
+    with pytest.raises(AssertionError, match="recorded"):
+        steps.run(parts[:1])
 
 
 def test_steps_that_cannot_be_recorded_are_computed_as_ever(model: Path) -> None:

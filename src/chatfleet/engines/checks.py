@@ -15,6 +15,8 @@ def check_request(request: GenerateRequest, capabilities: Capabilities) -> None:
         others = f"and of up to {most} others" if most else "only, not of others"
         message = f"The {capabilities.engine} engine gives log probabilities of the chosen tokens {others}."
         raise RequestRefused(Fault(message=message, kind="invalid" if most else "unsupported", param="top_logprobs"))
+    if (sampling.logprobs or 0) < 0:
+        raise _invalid("The number of log probabilities is negative.", param="logprobs")
     check_prompt(request.prompt_token_ids, capabilities, completion_tokens=sampling.max_tokens)
     output_token_ids = request.output_token_ids
     if output_token_ids and len(output_token_ids) >= sampling.max_tokens:

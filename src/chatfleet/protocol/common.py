@@ -94,7 +94,7 @@ class SamplingFields(RequestModel):
     # vLLM's extensions.
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     min_p: Number | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: Number | None = Field(default=None, gt=0, le=2)
+    repetition_penalty: Number | None = Field(default=None, ge=0.01, le=2)
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     ignore_eos: bool | None = None

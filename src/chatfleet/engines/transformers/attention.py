@@ -183,6 +183,10 @@ class PagedCache(Cache):
         self.wanted = AttentionWants()
         """What was asked of attention last."""
 
+    def free(self) -> None:
+        """Give back the memory, whoever still refers to this cache (a traceback, say)."""
+        self._stores.clear()
+
     def begin(self, step: Step) -> None:
         self._step = step
 

@@ -15,6 +15,7 @@ from chatfleet.engines.base import (
     Fault,
     FinishReason,
     GenerateRequest,
+    RequestRefused,
     SamplingParams,
     TokenDelta,
     TokenLogprobs,
@@ -65,10 +66,13 @@ class TransformersBackend(Backend):
         self._scheduler = Scheduler(
             self._pool,
             step_tokens=tokens,
-            prompt_tokens=EXACT_ROWS if config.deterministic else max(tokens, MAX_STEP_TOKENS),
+            prompt_tokens=self._prompt_tokens(tokens),
             max_running=max_running,
             whole_prompts=self._runner.whole_prompts,
+            shares_pages=self._runner.is_batched,
         )
+        self._owed: set[int] = set()
+        """Requests that gave their pages to an embedding and have had no token since."""
         self._capabilities = Capabilities(
             engine="transformers",
             parameters=HONOURED_PARAMETERS,
@@ -101,6 +105,10 @@ class TransformersBackend(Backend):
         self._scheduler.add(self._sequence(request))
 
     def cancel(self, request_id: int) -> None:
+        self._remove(request_id)
+
+    def _remove(self, request_id: int) -> None:
+        self._owed.discard(request_id)
         self._scheduler.remove(request_id)
 
     @torch.inference_mode()
@@ -130,13 +138,17 @@ class TransformersBackend(Backend):
             steps=self._steps,
         )
 
+    def embedding_ready(self) -> bool:
+        """Not before those that the last embedding preempted have had a token, which embeddings might never let them."""
+        return not self._owed
+
     @torch.inference_mode()
     def embed(self, prompt_token_ids: list[int]) -> bytes:
         """The mean of the last hidden states, normalised. Requests that run may have to give their pages for it, and
         are computed again later."""
         check_prompt(prompt_token_ids, self._capabilities)
         pages = self._pool.pages_for(len(prompt_token_ids))
-        self._scheduler.make_room(pages)
+        self._owed.update(self._scheduler.make_room(pages))
         sampling = SamplingParams(max_tokens=0)
         sequence = self._sequence(GenerateRequest(request_id=0, prompt_token_ids=prompt_token_ids, sampling=sampling))
         sequence.pages = self._pool.take(pages)
@@ -147,11 +159,16 @@ class TransformersBackend(Backend):
                 part = Part(sequence, start, min(start + size, len(prompt_token_ids)))
                 total += self._runner.hidden_states(part).double().sum(dim=0).cpu().numpy()
         finally:
+            if not np.isfinite(total).all():
+                self._runner.wipe(sequence.pages)
             self._pool.give_back(sequence.pages)
+        if not np.isfinite(total).all():
+            raise RequestRefused(Fault(message="The model gave no finite numbers for this input."))
         norm = float(np.linalg.norm(total))
         return (total / norm if norm > 0 else total).astype("<f4").tobytes()
 
     def recover(self) -> None:
+        self._owed.clear()
         self._scheduler.clear()
         self._runner.allocate(self._pool.pages, PAGE_TOKENS)
 
@@ -172,11 +189,12 @@ class TransformersBackend(Backend):
             if token_id in sampling.stop_token_ids and sequence.row.generated > sampling.min_tokens:
                 finish_reason = "stop"
         if fault is not None:
-            self._runner.discard(sequence)
+            self._runner.wipe(self._pool.withdraw(sequence.pages))
         elif finish_reason is None and sequence.row.generated >= sampling.max_tokens:
             finish_reason = "length"
+        self._owed.discard(sequence.request_id)
         if fault is not None or finish_reason is not None:
-            self._scheduler.remove(sequence.request_id)
+            self._remove(sequence.request_id)
         is_first, sequence.has_begun = not sequence.has_begun, True
         return TokenDelta(
             request_id=sequence.request_id,
@@ -224,7 +242,7 @@ class TransformersBackend(Backend):
             if self._config.max_gpu_memory_gb is not None:
                 most = min(most, self._config.max_gpu_memory_gb * 1e9)
             free.append(max(0, int(most * self._config.memory_share - (total - available))))
-        return min(free) * len(devices)
+        return min(free, default=0) * len(devices)
 
     def _step_tokens(self) -> int:
         """How many tokens a step may compute, running answers' included: on a CPU as many as take STEP_TARGET_S."""
@@ -239,6 +257,12 @@ class TransformersBackend(Backend):
         per_token_s = max(1e-9, (many_s - few_s) / (many - few))
         room = (STEP_TARGET_S - few_s) / per_token_s + few
         return int(min(max(room, MIN_STEP_TOKENS), MAX_STEP_TOKENS)) // 16 * 16
+
+    def _prompt_tokens(self, step_tokens: int) -> int:
+        """How many a step may compute that reads prompts only: nobody waits for a token then."""
+        if self._config.deterministic or self._config.max_num_batched_tokens is not None:
+            return step_tokens
+        return max(step_tokens, MAX_STEP_TOKENS)
 
     def _step_s(self, count: int) -> float:
         """The least time of a step that reads `count` tokens."""

@@ -9,7 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS: Final = 512
 MAX_RECORDINGS: Final = 64
+MAX_PADDING: Final = 4
+"""The most pages that are read for one that somebody has."""
 _LEAST_PAGES: Final = 8
 
 Forward = Callable[[Step, torch.Tensor], torch.Tensor]
@@ -30,22 +32,31 @@ Record = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 """From a function to one that does the same over the same memory."""
 
 
-def record_cuda(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """A CUDA graph of `compute`. Raises RuntimeError where it does something that cannot be recorded."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        compute()  # kernels are chosen and memory is taken in a first run, which cannot be recorded
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = compute()
+class CudaRecorder:
+    """Makes CUDA graphs, which share their memory: what one leaves is used before the next one runs."""
 
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return result
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
 
-    return replay
+    def __call__(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Raises RuntimeError where `compute` does something that cannot be recorded."""
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                compute()  # kernels are chosen and memory is taken in a first run, which cannot be recorded
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                result = compute()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
 
 @dataclass
@@ -72,7 +83,10 @@ class RecordedSteps:
         if not self._works or len(parts) > MAX_ROWS or any(part.end - part.start != 1 for part in parts):
             return None
         rows = padded_rows(len(parts))
-        pages = padded_pages(max(part.start // self._page_tokens + 1 for part in parts))
+        held = [part.start // self._page_tokens + 1 for part in parts]
+        pages = padded_pages(max(held))
+        if rows * pages > MAX_PADDING * (sum(held) + _LEAST_PAGES * len(held)):
+            return None  # one long sequence among short ones: all would be padded to its length
         try:
             recording = self._recording(rows, pages)
         except RuntimeError as exc:

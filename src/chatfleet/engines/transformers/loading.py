@@ -48,6 +48,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     if not path.exists():
         raise ConfigurationError(f"There is no model at {path}. Give a folder with safetensors, or a GGUF file.")
     device = choose_device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "local_files_only": True}
     folder = path
     if path.is_file():

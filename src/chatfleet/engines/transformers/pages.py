@@ -66,6 +66,13 @@ class PagePool:
                 if page not in self._key_of:
                     self._free.move_to_end(page, last=False)
 
+    def withdraw(self, pages: Sequence[int]) -> list[int]:
+        """Those of `pages` that nobody else holds. What they hold is not known any more."""
+        alone = [page for page in pages if self._references[page] == 1]
+        for page in alone:
+            self._forget(page)
+        return alone
+
     def match(self, token_ids: Sequence[int]) -> tuple[list[int], int]:
         """The pages that hold a beginning of `token_ids`, now also the caller's, and the prefix they end.
 

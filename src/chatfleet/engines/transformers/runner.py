@@ -29,7 +29,7 @@ from chatfleet.engines.transformers.attention import (
     lay_out,
     layer_mask,
 )
-from chatfleet.engines.transformers.graphs import Record, RecordedSteps, record_cuda
+from chatfleet.engines.transformers.graphs import CudaRecorder, Record, RecordedSteps
 from chatfleet.engines.transformers.linear import pack_linears
 from chatfleet.engines.transformers.loading import LoadedModel
 from chatfleet.engines.transformers.sampling import RowState
@@ -73,8 +73,8 @@ class Runner(ABC):
         """The same of one part, but the model's last hidden states [tokens, hidden_size]."""
 
     @abstractmethod
-    def discard(self, sequence: Running) -> None:
-        """Nothing of `sequence` may reach others: its numbers were not finite."""
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Remove what pages hold: numbers that are not finite would reach those that get them next."""
 
 
 def wants_logits(part: Part) -> range:
@@ -119,6 +119,7 @@ class PagedRunner(Runner):
         self._model = loaded.model
         self._device = loaded.device
         self._exact = exact
+        self._spans_devices = len({layer.device for layer in layers}) > 1
         self.layers = layers
         self._record = record
         self._page_tokens = 1
@@ -135,7 +136,9 @@ class PagedRunner(Runner):
         return self._cache
 
     def allocate(self, pages: int, page_tokens: int) -> None:
-        self._cache = self._recorded = None  # before the new one: there may not be room for both
+        if self._cache is not None:
+            self._cache.free()  # before the new one: there may not be room for both
+        self._cache = self._recorded = None
         self._page_tokens = page_tokens
         self._cache = PagedCache(self.layers, pages, page_tokens)
         if self._record is not None:
@@ -153,8 +156,9 @@ class PagedRunner(Runner):
             wanted += [row + position - part.start for position in wants_logits(part)]
             row += part.end - part.start
         rows = torch.tensor(wanted, dtype=torch.long, device=self._device)
-        if self._exact:
-            return _sorted_out(ordered, self._forward(step, token_ids)[rows])
+        if self._exact or self._spans_devices:
+            logits = self._forward(step, token_ids)
+            return _sorted_out(ordered, logits[rows.to(logits.device)].to(self._device))
         return _sorted_out(ordered, self._forward(step, token_ids, logits_to_keep=rows))
 
     def hidden_states(self, part: Part) -> torch.Tensor:
@@ -176,9 +180,8 @@ class PagedRunner(Runner):
         if count:
             logger.info("%d layers fused", count)
 
-    def discard(self, sequence: Running) -> None:
-        if sequence.pages:
-            self._held.wipe(sequence.pages)
+    def wipe(self, pages: Sequence[int]) -> None:
+        self._held.wipe(pages)
 
     def _lay_out(self, parts: Sequence[Part]) -> tuple[list[Part], Step, torch.Tensor]:
         pad_to = EXACT_ROWS if self._exact else 0
@@ -219,21 +222,27 @@ class SingleRunner(Runner):
         self._caches = WeakKeyDictionary()
 
     def run(self, parts: Sequence[Part]) -> StepLogits:
-        logits = []
-        for part in parts:
-            wanted = wants_logits(part)
-            output = self._forward(self._model, part).logits[0]
-            logits.append(output[wanted.start - part.start : wanted.stop - part.start] if wanted else output[:0])
-        return _sorted_out(parts, torch.cat(logits))
+        for sequence in [sequence for sequence in self._caches if not sequence.pages]:
+            del self._caches[sequence]  # preempted: it begins anew
+        return _sorted_out(parts, torch.cat([self._logits(part) for part in parts]))
+
+    def _logits(self, part: Part) -> torch.Tensor:
+        """Of the wanted positions of a part."""
+        rows = torch.tensor([position - part.start for position in wants_logits(part)], dtype=torch.long)
+        if "logits_to_keep" in self._accepted:
+            kept: torch.Tensor = self._forward(self._model, part, logits_to_keep=rows.to(self._device)).logits[0]
+            return kept
+        logits: torch.Tensor = self._forward(self._model, part).logits[0]
+        return logits[rows.to(logits.device)]
 
     def hidden_states(self, part: Part) -> torch.Tensor:
         hidden: torch.Tensor = self._forward(self._model.base_model, part).last_hidden_state[0]
         return hidden
 
-    def discard(self, sequence: Running) -> None:
-        self._caches.pop(sequence, None)
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Every sequence has a cache of its own, which goes with it."""
 
-    def _forward(self, model: torch.nn.Module, part: Part) -> Any:
+    def _forward(self, model: torch.nn.Module, part: Part, **keep: torch.Tensor) -> Any:
         sequence = part.sequence
         if part.start == 0:
             self._caches[sequence] = DynamicCache(config=self._model.config)
@@ -245,7 +254,7 @@ class SingleRunner(Runner):
         }
         if "position_ids" in self._accepted:
             arguments["position_ids"] = positions[None]
-        return model(**arguments)
+        return model(**arguments, **keep)
 
 
 def _accepted(model: torch.nn.Module) -> frozenset[str]:
@@ -280,7 +289,7 @@ def make_runner(loaded: LoadedModel, *, exact: bool) -> Runner:
     if packed:
         logger.info("%d linear layers packed for oneDNN", packed)
     if reason is None:
-        record = record_cuda if _can_record(loaded, shapes) and not exact else None
+        record = CudaRecorder(loaded.device) if _can_record(loaded, shapes) and not exact else None
         paged = PagedRunner(loaded, shapes, exact=exact, record=record)
         reason = _difference(paged, trials, expected)
         if reason is None:
@@ -325,6 +334,8 @@ def _not_batchable(loaded: LoadedModel, layers: Sequence[LayerShape | None]) -> 
         return "their forward pass takes no position_ids or logits_to_keep"
     if getattr(text, "alibi", False):
         return "their attention scores depend on distances (ALiBi)"
+    if getattr(text, "attn_temperature_tuning", False):
+        return "their attention depends on how long the cache says that the text is"
     return None
 
 

@@ -66,6 +66,7 @@ class Scheduler:
     At most `max_running` are computed beside each other, at most `step_tokens` tokens a step, or `prompt_tokens` in one
     that reads prompts only. `whole_prompts` is for
     models whose state cannot be carried from one part of a prompt to the next: theirs are not cut, whatever the budget.
+    Without `shares_pages` they only count tokens: what a sequence has computed is nobody else's.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Scheduler:
         max_running: int,
         prompt_tokens: int | None = None,
         whole_prompts: bool = False,
+        shares_pages: bool = True,
     ) -> None:
+        self._shares_pages = shares_pages
         self.pool = pool
         self._prompt_tokens = prompt_tokens or step_tokens
         self.step_tokens = step_tokens
@@ -130,8 +133,8 @@ class Scheduler:
         """The step of `parts` is done: their tokens are in the cache, and full pages can be shared."""
         for sequence, _, end in parts:
             sequence.computed = end
-            if sequence.request.sampling.prompt_logprobs:
-                continue  # it computed what others may have in the cache already
+            if sequence.request.sampling.prompt_logprobs or not self._shares_pages:
+                continue  # with the former it computed what others may have in the cache already
             size = self.pool.page_tokens
             while (sequence.kept_pages + 1) * size <= end:
                 start = sequence.kept_pages * size
@@ -139,11 +142,13 @@ class Scheduler:
                 sequence.prefix = self.pool.keep(sequence.pages[sequence.kept_pages], sequence.prefix, tokens)
                 sequence.kept_pages += 1
 
-    def make_room(self, pages: int) -> bool:
-        """Preempt the youngest until `pages` are free. False where there are not as many in all."""
+    def make_room(self, pages: int) -> list[int]:
+        """Preempt the youngest until `pages` are free, of which there are as many. Returns the ids of those."""
+        preempted = []
         while self.pool.free < pages and self.running:
+            preempted.append(self.running[-1].request_id)
             self._preempt(self.running[-1])
-        return self.pool.free >= pages
+        return preempted
 
     def _decoding_parts(self) -> Iterator[Part]:
         for sequence in list(self.running):
@@ -170,7 +175,7 @@ class Scheduler:
         needed = self.pool.pages_for(len(sequence.token_ids))
         # Room to grow for those that run, or they would soon take these pages back.
         reserve = len(self.running)
-        if sequence.request.sampling.prompt_logprobs or self._whole_prompts:
+        if sequence.request.sampling.prompt_logprobs or not self._shares_pages:
             held, prefix = list[int](), 0
         else:
             held, prefix = self.pool.match(sequence.token_ids)
