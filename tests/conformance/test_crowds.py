@@ -13,7 +13,7 @@ from chatfleet.engines.base import SamplingParams
 from conformance.subject import Answer, Subject, running
 from conformance.targets import Loadable
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="module")]
 
 MAX_CONCURRENCY = 32
 POOL_TOKENS = 3000

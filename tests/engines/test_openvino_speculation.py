@@ -16,6 +16,8 @@ from chatfleet.engines.base import RequestRefused
 from chatfleet.worker.model_source import bundled_model_path
 from engines.openvino_models import TINY, Driver, Reference, load, prompts, writer
 
+pytestmark = pytest.mark.long
+
 REPEATED = [5, 9, 100, 42, 17, 300] * 5
 KINDS = ("a draft that agrees", "a draft that does not", "prompt lookup")
 

@@ -13,7 +13,7 @@ import pytest
 from support.serve import until_gone
 from support.wire import PATIENCE_S
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 COMPARE = Path(__file__).parents[2] / "benchmarks" / "engines" / "compare.py"
 SMALL = ("--model", "random-tiny", "--streams", "1,2", "--tokens-out", "8", "--prefill-tokens", "100")

@@ -12,6 +12,8 @@ import psutil
 from support.serve import until_gone
 from support.wire import PATIENCE_S
 
+pytestmark = pytest.mark.long
+
 COMPARE = Path(__file__).parents[2] / "benchmarks" / "gateway" / "compare.py"
 TESTS = ["ns1", "ns32", "ns128", "varied32", "burst32", "ttft1", "paced"]
 
