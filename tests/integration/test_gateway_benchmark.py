@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from support.serve import until_gone
 from support.wire import PATIENCE_S

@@ -139,7 +139,7 @@ class TransformersBackend(Backend):
         )
 
     def embedding_ready(self) -> bool:
-        """Not before those that the last embedding preempted have had a token, which embeddings might never let them."""
+        """Not before those that the last embedding preempted have had a token, or embeddings would starve them."""
         return not self._owed
 
     @torch.inference_mode()
