@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from figures import Round, Workload, figures
 from make_model import DEFAULT_MODEL_DIR, QWEN_0_4B, QWEN_1_5B, ModelShape
 from report import Comparison, Started, streams_in_words
 from rich.console import Console
-from shared import CannotRun, at_least_one, cpu_model, end_on_signals, some_of, usage
+from shared import CannotRun, at_least_one, cpu_model, run_to_the_end, some_of, usage
 from targets import TARGETS, Place, Target, running
 
 TINY: Final = ModelShape(
@@ -197,12 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.targets is None:
         arguments.targets = CPU_TARGETS if arguments.device in ("auto", "cpu") else GPU_TARGETS
-    end_on_signals()
-    try:
-        compare(arguments)
-    except CannotRun as exc:
-        print(f"Error: {exc}", file=sys.stderr)
-        sys.exit(2)
+    run_to_the_end(compare, arguments)
 
 
 if __name__ == "__main__":

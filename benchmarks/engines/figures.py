@@ -20,8 +20,9 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One workload on one target, once. Rates are per second, of all streams together; times in milliseconds.
+class Summary:
+    """The medians of a target's rounds of one workload. Rates are per second, of all streams together; times in
+    milliseconds.
 
     `decode_tokens_per_s` counts the tokens that came while every stream was decoding: after the last stream's first
     token and up to the first stream's end. None where streams were never all at it.
@@ -35,23 +36,15 @@ class Round:
     first_token_ms: float
     inter_token_p50_ms: float | None
     inter_token_p99_ms: float | None
-    cpu_s: float
-    client_cpu_share: float
-    rss_mb: float
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The medians of a target's rounds of one workload."""
+class Round(Summary):
+    """One workload on one target, once, and what it took."""
 
-    workload: str
-    target: str
-    tokens_per_s: float
-    decode_tokens_per_s: float | None
-    prefill_tokens_per_s: float
-    first_token_ms: float
-    inter_token_p50_ms: float | None
-    inter_token_p99_ms: float | None
+    cpu_s: float
+    client_cpu_share: float
+    rss_mb: float
 
 
 def figures(

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "gateway"))
 
 from machine import CannotRun, cpu_model, usage  # noqa: E402
-from options import at_least_one, end_on_signals, some_of  # noqa: E402
+from options import at_least_one, run_to_the_end, some_of  # noqa: E402
 from processes import ServerProcess, free_port, post_succeeds  # noqa: E402
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "ServerProcess",
     "at_least_one",
     "cpu_model",
-    "end_on_signals",
+    "run_to_the_end",
     "free_port",
     "post_succeeds",
     "some_of",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from machine import CannotRun, Cores, choose_cores, compile_c, cpu_model, raise_open_files, usage
-from options import at_least_one, end_on_signals, some_of
+from options import at_least_one, run_to_the_end, some_of
 from processes import get_json
 from report import Comparison, Round
 from targets import CLIENT_HEADERS, PEERS, Place, Target, chatfleet, installed_peers, mock_backend, peer_command
@@ -182,12 +182,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the medians and every round here")
     parser.add_argument("--quick", action="store_true", help="a fraction of a second each, to see that it works")
     arguments = parser.parse_args()
-    end_on_signals()
-    try:
-        compare(arguments)
-    except CannotRun as exc:
-        print(f"Error: {exc}", file=sys.stderr)
-        sys.exit(2)
+    run_to_the_end(compare, arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from machine import CannotRun
+
 
 def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     """Reads names with commas between them, each once. Raises argparse.ArgumentTypeError for one that is not known."""
@@ -24,6 +26,16 @@ def at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("it must be 1 or more")
     return number
+
+
+def run_to_the_end(compare: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Compare, until a signal. What it needs and does not have is said, with exit status 2."""
+    end_on_signals()
+    try:
+        compare(arguments)
+    except CannotRun as exc:
+        print(f"Error: {exc}", file=sys.stderr)
+        sys.exit(2)
 
 
 def end_on_signals() -> None:

@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from support.serve import until_gone
+from support.benchmarks import check_that_ctrl_c_ends_all
 from support.wire import PATIENCE_S
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -58,21 +56,8 @@ def test_a_target_is_measured_and_one_that_cannot_be_had_is_named(model_dir: Pat
 
 def test_ctrl_c_ends_all_that_it_started(model_dir: Path) -> None:
     endless = command(model_dir, "--targets", "chatfleet openvino", "--repeats", "100000")
-    with subprocess.Popen(
-        endless, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert any(line.startswith("2/300000 2 streams, chatfleet openvino: ") for line in process.stderr)
-            started = psutil.Process(process.pid).children(recursive=True)
-            assert len(started) >= 2  # the worker and its engine
-            os.killpg(process.pid, signal.SIGINT)
-            said = process.stderr.read()
-            assert process.wait(PATIENCE_S) == 130
-        finally:
-            process.kill()
-    until_gone(started)
-    assert "Traceback" not in said
+    # The worker and its engine.
+    check_that_ctrl_c_ends_all(endless, "2/300000 2 streams, chatfleet openvino: ", processes=2)
 
 
 def test_what_is_wrong_is_named(model_dir: Path, tmp_path: Path) -> None:

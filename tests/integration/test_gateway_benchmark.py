@@ -2,16 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from support.serve import until_gone
-from support.wire import PATIENCE_S
+from support.benchmarks import check_that_ctrl_c_ends_all
 
 pytestmark = pytest.mark.long
 
@@ -50,21 +47,8 @@ def test_every_test_is_measured_without_an_error(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_all_that_it_started() -> None:
     command = [sys.executable, str(COMPARE), "--quick", "--peers", "none", "--only", "ns1", "--reps", "1000"]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert any(line.startswith("2/1000 ns1, chatfleet: ") for line in process.stderr)
-            started = psutil.Process(process.pid).children(recursive=True)
-            assert len(started) >= 3  # mock backend, controller, gateway
-            os.killpg(process.pid, signal.SIGINT)
-            said = process.stderr.read()
-            assert process.wait(PATIENCE_S) == 130
-        finally:
-            process.kill()
-    until_gone(started)
-    assert "Traceback" not in said
+    # The mock backend, the controller, the gateway.
+    check_that_ctrl_c_ends_all(command, "2/1000 ns1, chatfleet: ", processes=3)
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ the engine process. `Engine` is what the worker holds: asynchronous, one stream 
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from chatfleet.core.errors import EngineError, InvalidRequest, ServingError, UnsupportedParameter
 
 FinishReason = Literal["stop", "length"]
+
+GREEDY_BELOW: Final = 1e-5
+"""A temperature under this is greedy decoding, as in vLLM: logits divided by it overflow float32."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -36,13 +36,14 @@ def kv_blocks(
     max_concurrency: int,
     free_bytes: int,
     kv_cache_gb: float | None,
+    fraction: float = KV_FRACTION,
 ) -> int:
     """The size of the KV pool in blocks of `block_tokens` tokens.
 
-    `kv_cache_gb` (GB of 10**9 bytes) where the user gave one, else KV_FRACTION of `free_bytes`; never more
+    `kv_cache_gb` (GB of 10**9 bytes) where the user gave one, else `fraction` of `free_bytes`; never more
     than `max_concurrency` requests of a whole context can fill, and at least one block.
     """
-    budget = kv_cache_gb * 1e9 if kv_cache_gb is not None else free_bytes * KV_FRACTION
+    budget = kv_cache_gb * 1e9 if kv_cache_gb is not None else free_bytes * fraction
     useful = max_concurrency * -(-context_length // block_tokens)
     return max(1, min(int(budget) // bytes_per_block, useful))
 

@@ -4,10 +4,7 @@ import hashlib
 import secrets
 from typing import Any
 
-from chatfleet.engines.base import Fault, RequestRefused, SamplingParams
-
-GREEDY_BELOW = 1e-5
-"""A temperature under this is greedy decoding, as in vLLM: logits divided by it overflow float32."""
+from chatfleet.engines.base import GREEDY_BELOW, Fault, RequestRefused, SamplingParams
 
 BASE_PARAMETERS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "logprobs", "prompt_logprobs"}

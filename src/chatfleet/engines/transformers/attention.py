@@ -115,9 +115,8 @@ def lay_out(
     positions: list[int] = []
     for part in ordered:
         pages = part.sequence.pages
-        for position in range(part.start, part.end):
-            slots.append(pages[position // page_tokens] * page_tokens + position % page_tokens)
-            positions.append(position)
+        slots += [slot(pages, position, page_tokens) for position in range(part.start, part.end)]
+        positions += range(part.start, part.end)
     padding = max(0, pad_to - len(slots))
     slots += [SCRATCH_PAGE * page_tokens] * padding
     positions += [0] * padding
@@ -131,7 +130,7 @@ def lay_out(
         if exact:
             length = -(-length // EXACT_KEYS) * EXACT_KEYS
         width = -(-length // page_tokens)
-        tables = [_padded(part.sequence.pages, width) for part in members]
+        tables = [table(part.sequence.pages, width) for part in members]
         queries = 1 if exact else rows // len(members)
         groups.append(
             Group(
@@ -148,7 +147,13 @@ def lay_out(
     return ordered, step
 
 
-def _padded(pages: Sequence[int], count: int) -> list[int]:
+def slot(pages: Sequence[int], position: int, page_tokens: int) -> int:
+    """Where keys and values of a sequence's position lie, counted in tokens from the first page of all."""
+    return pages[position // page_tokens] * page_tokens + position % page_tokens
+
+
+def table(pages: Sequence[int], count: int) -> list[int]:
+    """The first `count` pages of a sequence; where it has fewer, scratch pages stand for the rest."""
     return [*pages[:count], *[SCRATCH_PAGE] * (count - len(pages))]
 
 
@@ -173,7 +178,6 @@ class PagedCache(Cache):
     def __init__(self, shapes: Sequence[LayerShape], pages: int, page_tokens: int) -> None:
         super().__init__(layers=[])
         self._shapes = shapes
-        self._page_tokens = page_tokens
         # Zeros: what is masked gets no weight, but no weight of NaN would still be NaN.
         self._stores = [
             _zeros((pages, page_tokens, shape.heads, shape.key_size + shape.value_size), shape) for shape in shapes

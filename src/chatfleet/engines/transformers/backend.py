@@ -220,9 +220,9 @@ class TransformersBackend(Backend):
         layers = self._runner.layers
         config = self._config
         if self._loaded.device.type == "cpu":
-            free_bytes = int(available_bytes() * config.memory_share)
+            free_bytes, fraction = int(available_bytes() * config.memory_share), KV_FRACTION
         else:
-            free_bytes = int(self._free_gpu_bytes() / KV_FRACTION)  # the weights are in: most of the rest is for this
+            free_bytes, fraction = self._free_gpu_bytes(), 1.0  # what others need has been left out of it
         return 1 + kv_blocks(
             bytes_per_block=max(1, sum(layer.bytes_per_token for layer in layers)) * PAGE_TOKENS,
             block_tokens=PAGE_TOKENS,
@@ -230,6 +230,7 @@ class TransformersBackend(Backend):
             max_concurrency=config.max_concurrency,
             free_bytes=free_bytes,
             kv_cache_gb=config.kv_cache_gb,
+            fraction=fraction,
         )
 
     def _free_gpu_bytes(self) -> int:

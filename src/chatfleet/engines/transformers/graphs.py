@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from chatfleet.engines.transformers.attention import Group, Step
+from chatfleet.engines.transformers.attention import Group, Step, slot, table
 from chatfleet.engines.transformers.pages import SCRATCH_PAGE
 from chatfleet.engines.transformers.scheduler import Part
 
@@ -124,12 +124,9 @@ class RecordedSteps:
         padding = rows - len(parts)
         token_ids = [part.sequence.token_ids[part.start] for part in parts] + [0] * padding
         positions = [part.start for part in parts] + [0] * padding
-        scratch = [SCRATCH_PAGE] * pages
-        tables = [[*part.sequence.pages[:pages], *scratch][:pages] for part in parts] + [scratch] * padding
-        slots = [
-            part.sequence.pages[part.start // self._page_tokens] * self._page_tokens + part.start % self._page_tokens
-            for part in parts
-        ] + [SCRATCH_PAGE * self._page_tokens] * padding
+        tables = [table(part.sequence.pages, pages) for part in parts] + [table([], pages)] * padding
+        slots = [slot(part.sequence.pages, part.start, self._page_tokens) for part in parts]
+        slots += [SCRATCH_PAGE * self._page_tokens] * padding
         recording.token_ids.copy_(torch.tensor([token_ids]))
         recording.step.positions.copy_(torch.tensor(positions))
         recording.step.groups[0].tables.copy_(torch.tensor(tables))

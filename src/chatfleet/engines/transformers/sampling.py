@@ -24,11 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatfleet.engines.base import SamplingParams, TokenLogprobs
+from chatfleet.engines.base import GREEDY_BELOW, SamplingParams, TokenLogprobs
 from chatfleet.engines.transformers import drawing, selection
-
-GREEDY_BELOW: Final = 1e-5
-"""A temperature under this is greedy decoding, as in vLLM: logits divided by it overflow float32."""
 
 NOT_NUMBERS: Final = (
     "The model's output is not a number (NaN or infinite), so no token can be chosen. Its weights may be damaged, or "
