@@ -75,6 +75,7 @@ def test_what_the_prefix_cache_holds_is_scored_too(exact: Driver) -> None:
     assert len(values[0]) == 203 and values[0] == values[1]
 
 
+@pytest.mark.long
 def test_neighbours_go_on_and_change_nothing(
     model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -487,6 +487,7 @@ async def test_a_long_step_and_long_idleness_are_not_a_stall(launch: Launch) -> 
     assert engine.pid == pid and engine.restarts == 0
 
 
+@pytest.mark.long
 async def test_a_worker_that_was_blocked_does_not_blame_its_child(launch: Launch) -> None:
     engine = await launch(stall_timeout_s=STALL_S)
     pid = pid_of(engine)

@@ -59,6 +59,7 @@ def test_a_long_prompt_is_read_beside_answers_that_go_on(driver: Driver) -> None
     driver.finish()
 
 
+@pytest.mark.long
 def test_a_request_that_is_preempted_goes_on_as_if_nothing_was(model: Path, driver: Driver) -> None:
     prompts = [random_prompt(60, seed) for seed in range(4)]
     expected = [driver.answer(prompt, max_tokens=60) for prompt in prompts]
@@ -113,6 +114,7 @@ def test_answers_that_run_beside_each_other_share_their_prompt(model: Path) -> N
     driver.finish()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("neighbours", [1, 16])
 def test_exact_answers_do_not_depend_on_the_neighbours(exact: Driver, neighbours: int) -> None:
     prompts = [random_prompt(10 + 7 * seed, 100 + seed) for seed in range(4)]
@@ -240,6 +242,7 @@ def test_an_embedding_takes_the_pages_of_running_requests_only_for_a_while(model
     assert tight.tokens(request_id) == expected
 
 
+@pytest.mark.long
 def test_embeddings_let_those_that_they_preempt_have_a_token(model: Path) -> None:
     tight = small_pool(model, 160)
     request_id = tight.add(random_prompt(100), max_tokens=40)
@@ -252,6 +255,7 @@ def test_embeddings_let_those_that_they_preempt_have_a_token(model: Path) -> Non
     assert len(tight.tokens(request_id)) == 40
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", ["bloom", "qwen3_next"])
 def test_models_that_are_not_batched_take_the_same_prompt_again_and_again(tmp_path: Path, model_type: str) -> None:
     settings = {
@@ -282,6 +286,7 @@ def test_the_bound_on_tokens_holds_for_steps_that_only_read(model: Path) -> None
     assert max(part.end - part.start for part in driver.backend._scheduler.plan()) == 32
 
 
+@pytest.mark.long
 def test_the_context_is_used_to_its_last_token(driver: Driver) -> None:
     assert len(driver.answer(random_prompt(CONTEXT_LENGTH - 1), max_tokens=1)) == 1
     assert len(driver.answer([5], max_tokens=CONTEXT_LENGTH - 1)) == CONTEXT_LENGTH - 1

@@ -151,6 +151,9 @@ ONE_AT_A_TIME: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
 }
+QUICK = {"llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "mixtral", "falcon", "deepseek_v3"}
+"""One model of each kind; the long suite has them all."""
+
 REFUSED: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8},
     "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 32, "n_groups": 1},
@@ -244,7 +247,9 @@ def assert_as_transformers_computes(model: PreTrainedModel, prompt: Sequence[int
     assert error.max() < TOLERANCE, f"by {error.max():.2g}, first at position {int((error > TOLERANCE).nonzero()[0])}"
 
 
-@pytest.mark.parametrize("name", [*BATCHED, *ONE_AT_A_TIME])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in BATCHED | ONE_AT_A_TIME]
+)
 def test_logits_and_greedy_tokens_are_those_of_transformers(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

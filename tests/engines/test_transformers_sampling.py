@@ -180,6 +180,7 @@ def test_a_row_does_not_depend_on_the_batch_or_its_place_there(data: st.DataObje
         assert alone == tuple(column[index] for column in together) == tuple(column[place] for column in turned)
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_an_answer_goes_on_from_its_tokens_as_if_it_had_not_stopped(data: st.DataObject, seed: int) -> None:

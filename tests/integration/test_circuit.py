@@ -168,6 +168,7 @@ def test_the_only_worker_of_a_model_is_asked_all_the_same(fleet: RawFleet) -> No
         assert state(http, only.url) == CLOSED
 
 
+@pytest.mark.long
 def test_a_server_that_refuses_connections_is_left_alone_and_comes_back(fleet: RawFleet) -> None:
     with FakeOpenAI("one") as server, fleet.gateway.http() as http, fleet.controller.http() as controller:
         server.reply = lambda write: write(http_answer(json.dumps({"id": "server"}).encode()))

@@ -173,6 +173,7 @@ def test_a_silent_worker_expires_and_one_that_is_heard_does_not() -> None:
         assert (changes[2]["worker_id"], changes[2]["reason"]) == ("quiet", "expired")
 
 
+@pytest.mark.long
 def test_a_controller_that_was_stopped_blames_no_worker() -> None:
     with (
         ControllerProcess(*QUICK) as process,
@@ -214,6 +215,7 @@ def test_a_worker_that_is_killed_expires() -> None:
         assert (gone["worker_id"], gone["reason"]) == (joined["worker"]["worker_id"], "expired")
 
 
+@pytest.mark.long
 def test_workers_come_back_by_themselves_to_a_controller_that_restarts() -> None:
     with ExitStack() as stack:
         first = stack.enter_context(ControllerProcess())
@@ -229,6 +231,7 @@ def test_workers_come_back_by_themselves_to_a_controller_that_restarts() -> None
             assert controller.get("/fleet/snapshot").json()["epoch"] > epoch
 
 
+@pytest.mark.long
 def test_a_worker_belongs_to_every_controller_it_is_told() -> None:
     with ControllerProcess() as one, ControllerProcess() as two:
         urls = ("--controller-url", one.url, "--controller-url", two.url)

@@ -97,6 +97,7 @@ def test_what_cannot_be_a_worker_is_refused_and_says_why(controller: httpx.Clien
     refused(controller, "http://no.such.host.invalid", "cannot be reached")
 
 
+@pytest.mark.long
 def test_one_that_never_answers_is_refused_in_bounded_time(controller: httpx.Client) -> None:
     with FakeOpenAI("m") as stranger:
         stranger.open.clear()
@@ -162,6 +163,7 @@ def test_one_without_a_model_is_registered_and_not_ready(controller: httpx.Clien
         until(lambda: statuses(controller)[status["worker_id"]]["ready"], "its first model makes it ready")
 
 
+@pytest.mark.long
 def test_one_that_hangs_slows_down_no_other(controller: httpx.Client) -> None:
     with FakeOpenAI("a") as hanging, FakeOpenAI("b") as well:
         stuck = register(controller, hanging.url)["worker_id"]

@@ -141,6 +141,7 @@ def test_a_request_frees_its_kv(one_kv_pool: WorkerProcess, name: str) -> None:
         until_answered(http)
 
 
+@pytest.mark.long
 def test_a_pipelining_client_frees_all_that_it_asked_for(one_slot: WorkerProcess) -> None:
     with one_slot.http() as http:
         for name in LONG:
@@ -200,6 +201,7 @@ def memory_mb(worker: WorkerProcess) -> float:
     return float(sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))) / 2**20
 
 
+@pytest.mark.long
 def test_a_thousand_cancelled_requests_leave_memory_flat(paced_endpoint: Endpoint) -> None:
     def cancel(count: int) -> None:
         for start in range(0, count, 50):

@@ -46,6 +46,7 @@ def stop(process: CommandProcess) -> threading.Thread:
     return thread
 
 
+@pytest.mark.long
 def test_an_idle_connection_is_answered_once_more_and_closed(gateway: FleetEndpoint) -> None:
     with RawConnection(gateway.url) as hot, RawConnection(gateway.url) as cold:
         for connection in (hot, cold):
@@ -61,6 +62,7 @@ def test_an_idle_connection_is_answered_once_more_and_closed(gateway: FleetEndpo
     assert "Traceback" not in gateway.output
 
 
+@pytest.mark.long
 def test_what_is_running_is_completed(gateway: FleetEndpoint) -> None:
     ask = {"messages": user("hi"), "max_tokens": 60, "ignore_eos": True}
     with RawConnection(gateway.url) as stream, RawConnection(gateway.url) as whole:
@@ -132,6 +134,7 @@ def test_what_a_worker_does_not_finish_in_time_is_broken_off(controller: Control
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.long
 def test_an_answer_that_was_to_leave_the_connection_open_does_so_for_a_moment(gateway: FleetEndpoint) -> None:
     """Its client was told nothing of the end, and may have sent the next request already."""
     ask = {"messages": user("hi"), "max_tokens": 50, "ignore_eos": True}
@@ -146,6 +149,7 @@ def test_an_answer_that_was_to_leave_the_connection_open_does_so_for_a_moment(ga
         stopping.join()
 
 
+@pytest.mark.long
 def test_no_process_of_a_gateway_that_stops_takes_a_connection_that_nobody_answers(
     controller: ControllerProcess,
 ) -> None:

@@ -41,6 +41,7 @@ def worker_id_of(controller: ControllerProcess, worker: WorkerProcess) -> str:
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["id", "prefix", "url", "url/v1/"])
 def test_a_worker_by_its_name_finishes_what_it_has_and_ends(controller: ControllerProcess, name: str) -> None:
     with WorkerProcess(*PACED, "--controller-url", controller.url) as worker:
@@ -56,6 +57,7 @@ def test_a_worker_by_its_name_finishes_what_it_has_and_ends(controller: Controll
         assert worker.stop() == 0 and "Traceback" not in worker.output
 
 
+@pytest.mark.long
 def test_a_worker_that_drains_gets_nothing_new_and_is_shown_so(controller: ControllerProcess) -> None:
     with (
         WorkerProcess(*SLOW, "--controller-url", controller.url) as first,
@@ -138,6 +140,7 @@ def test_what_names_no_worker_or_several_is_told_with_those_there_are(controller
         assert all(worker["ready"] for worker in workers(fleet).values())
 
 
+@pytest.mark.long
 def test_all_controllers_are_told_and_one_that_is_down_does_not_hinder(controller: ControllerProcess) -> None:
     dead = "http://127.0.0.1:9"
     with ControllerProcess(*QUICK) as other, other.http() as fleet:

@@ -88,6 +88,7 @@ def test_a_killed_engine_ends_every_request_with_an_error_and_comes_back(worker:
         assert http.post(COMPLETIONS, json={"prompt": "hi", "max_tokens": 1}).status_code == 200
 
 
+@pytest.mark.long
 def test_while_the_engine_restarts_requests_get_a_503_and_models_stay_listed(worker: WorkerProcess) -> None:
     with worker.http() as http:
         seen: set[int] = set()

@@ -173,6 +173,7 @@ def test_a_stream_that_does_not_begin_is_begun_elsewhere(fleet: Fleet) -> None:
     assert response.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.long
 def test_no_request_takes_longer_than_any_may(fleet: Fleet) -> None:
     calls = fleet.scripts(silent)
     response = fleet.post()

@@ -137,6 +137,7 @@ def test_a_killed_worker_leaves_the_view_and_its_requests_fail_cleanly() -> None
             assert http.post(CHAT, json=request("dies")).status_code == 200
 
 
+@pytest.mark.long
 def test_a_worker_that_falls_silent_does_not_keep_its_requests_for_ever() -> None:
     """Stopped, it looks like a host that has lost its power: its connections stay, and say nothing."""
     with (
@@ -161,6 +162,7 @@ def test_a_worker_that_falls_silent_does_not_keep_its_requests_for_ever() -> Non
         assert http.post(CHAT, json=request("m")).status_code == 200
 
 
+@pytest.mark.long
 def test_whoever_takes_the_port_of_a_dead_worker_is_not_it_and_gets_no_token() -> None:
     env = {"CHATFLEET_FLEET_TOKEN": TOKEN}
     with (
@@ -201,6 +203,7 @@ def test_streams_that_end_with_their_server_are_told_and_leave_no_trace(through:
     assert "Traceback" not in process.output and "ERROR" not in process.output, process.output
 
 
+@pytest.mark.long
 def test_no_request_notices_that_the_controller_is_killed_and_restarted(free_port: int) -> None:
     with (
         ControllerProcess(*QUICK, port=free_port) as controller,
@@ -222,6 +225,7 @@ def test_no_request_notices_that_the_controller_is_killed_and_restarted(free_por
     assert len(texts) == 50 and len(set(texts)) == 1 and len(texts[0]) == 400
 
 
+@pytest.mark.long
 def test_with_two_controllers_one_may_be_lost() -> None:
     with (
         ControllerProcess(*QUICK) as first,
@@ -246,6 +250,7 @@ def test_with_two_controllers_one_may_be_lost() -> None:
         assert load.asked() > 10
 
 
+@pytest.mark.long
 def test_a_worker_that_is_told_to_end_finishes_what_it_has_and_gets_nothing_more() -> None:
     with (
         ControllerProcess(*QUICK) as controller,

@@ -86,6 +86,7 @@ def test_each_request_of_a_connection_has_its_time(impatient: RawFleet) -> None:
         refused(by_body.read_response())
 
 
+@pytest.mark.long
 def test_half_a_request_behind_a_slow_answer_does_not_cut_it(impatient: RawFleet) -> None:
     impatient.upstream.script = lambda call: (time.sleep(LIMIT_S * 1.5), call.serve())
     with ExitStack() as stack:

@@ -320,6 +320,7 @@ def test_an_answer_too_large_to_keep_reaches_its_client() -> None:
         assert len(fleet.upstream.calls) == 1
 
 
+@pytest.mark.long
 def test_a_slow_client_is_told_that_its_stream_was_given_up() -> None:
     """Of an answer that is not kept, so that the worker has to wait for the client."""
     with raw_fleet("--idempotency-buffer-mb", "1", "--total-timeout", "2") as fleet, fleet.gateway.http() as http:
@@ -413,6 +414,7 @@ def elsewhere(fleet: RawFleet, stack: ExitStack, owner: psutil.Process) -> RawCo
             return connection
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 def test_processes_answer_with_one_generation(processes: RawFleet, stream: bool) -> None:
     body, key = ask(stream), new_key()
@@ -522,6 +524,7 @@ def test_the_owners_socket_is_for_its_siblings(processes: RawFleet) -> None:
     assert not processes.upstream.calls
 
 
+@pytest.mark.long
 def test_processes_that_share_no_folder_refuse_keys(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     env = {"XDG_RUNTIME_DIR": str(tmp_path / "file")}
@@ -537,6 +540,7 @@ def test_processes_that_share_no_folder_refuse_keys(tmp_path: Path) -> None:
 # Real workers
 
 
+@pytest.mark.long
 def test_what_a_killed_worker_began_is_repeated_as_its_client_got_it() -> None:
     body = {"model": "m", "messages": user("tell me"), "max_tokens": 120, "ignore_eos": True, "stream": True}
     key = new_key()

@@ -37,6 +37,7 @@ async def streamed_answer(client: AsyncOpenAI, number: int) -> tuple[str | None,
     return text, reason
 
 
+@pytest.mark.long
 async def test_two_hundred_streams_complete_each_with_its_own_answer(client: AsyncOpenAI) -> None:
     async with client:
         streamed = await asyncio.gather(*(streamed_answer(client, number) for number in range(STREAMS)))

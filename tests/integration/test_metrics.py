@@ -213,6 +213,7 @@ def test_a_gateway_tells_of_the_requests_that_it_had(
     assert not scraped.label_values("process")
 
 
+@pytest.mark.long
 def test_a_gateway_tells_what_is_in_flight_and_of_clients_that_left(controller: ControllerProcess) -> None:
     with (
         WorkerProcess(*AN_HOUR, "--controller-url", controller.url),
@@ -296,6 +297,7 @@ def processes_named(process: CommandProcess) -> set[str]:
         return scrape(http).label_values("process")
 
 
+@pytest.mark.long
 def test_any_process_of_a_gateway_tells_of_all(
     controller: ControllerProcess, fleet_worker: WorkerProcess, tmp_path: Path
 ) -> None:
@@ -322,6 +324,7 @@ def test_any_process_of_a_gateway_tells_of_all(
     assert not list((tmp_path / "chatfleet").iterdir()), "the folder is gone with them"
 
 
+@pytest.mark.long
 def test_the_processes_of_serve_tell_of_all(tmp_path: Path) -> None:
     with ServeProcess("--engine", "simulated", "--processes", "2", folder=tmp_path) as serve:
         until(lambda: processes_named(serve) == {"gateway", "gateway#2"}, "both processes")

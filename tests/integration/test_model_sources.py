@@ -48,6 +48,7 @@ def test_a_folder_with_safetensors_is_run_by_transformers_and_it_says_why(safete
     assert not (tmp_path / "cache").exists(), "nothing was converted"
 
 
+@pytest.mark.long
 def test_of_a_repository_only_what_is_needed_is_fetched_and_it_is_served_again_offline(
     safetensors: Path, tmp_path: Path
 ) -> None:

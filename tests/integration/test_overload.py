@@ -64,6 +64,7 @@ async def test_every_request_of_a_ten_second_overload_succeeds_with_a_client_as_
     assert took_s < 60
 
 
+@pytest.mark.long
 async def test_the_refused_are_told_when_to_come_each_later_than_the_one_before(worker: Endpoint) -> None:
     many = SLOTS + QUEUE + 5
     async with httpx.AsyncClient(base_url=worker.url, timeout=100) as http:

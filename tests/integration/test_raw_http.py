@@ -126,6 +126,7 @@ def test_an_old_http_version_and_an_upgrade_are_answered(simulated_endpoint: End
             assert connection.post(COMPLETIONS, body, *upgrade).read_response().status == 200
 
 
+@pytest.mark.long
 def test_a_body_of_31_mb_is_read(http: httpx.Client) -> None:
     """Valid, and huge in the ways there are: one text, many small values, many unknown fields."""
     size = 31 * 2**20

@@ -168,6 +168,7 @@ def test_the_sdk_does_not_notice(fleet: Fleet) -> None:
     assert text == whole
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_is_left_and_its_stream_goes_on() -> None:
     with ExitStack() as stack:
         controller = stack.enter_context(ControllerProcess())

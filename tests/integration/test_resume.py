@@ -222,6 +222,7 @@ def taken_out(answer: Json) -> list[float]:
     return [entry.pop("logprob") for entry in entries]
 
 
+@pytest.mark.long
 def test_at_default_precision_a_models_stream_goes_on_with_sense(tiny_fleet: list[httpx.Client]) -> None:
     request = {**QUESTION, "temperature": 0}
     whole = begun(tiny_fleet[0], CHAT, request)

@@ -88,6 +88,7 @@ def fleet(controller: ControllerProcess) -> Iterator[list[WorkerProcess]]:
         yield [one, other]
 
 
+@pytest.mark.long
 def test_the_speed_of_a_worker_is_shown_where_one_has_another(
     controller: ControllerProcess, fleet: list[WorkerProcess]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_session_stays_with_one_worker_and_the_header_goes_before_the_user(
         assert homes == {0, 1}
 
 
+@pytest.mark.long
 def test_a_conversation_goes_where_its_prefix_is(controller: ControllerProcess, fleet: list[WorkerProcess]) -> None:
     with (
         GatewayProcess("--policy", "prefix_aware", controllers=[controller], models=["m"]) as gateway,

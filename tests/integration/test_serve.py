@@ -205,6 +205,7 @@ def test_a_part_that_is_killed_comes_back_and_requests_work(small: ServeProcess,
     assert restarted.pid != killed.pid
 
 
+@pytest.mark.long
 def test_a_gateway_that_restarts_keeps_its_address_and_connections_wait(small: ServeProcess) -> None:
     (killed,) = small.parts("gateway")
     killed.kill()
@@ -212,6 +213,7 @@ def test_a_gateway_that_restarts_keeps_its_address_and_connections_wait(small: S
         until_answered(http, "m")
 
 
+@pytest.mark.long
 def test_a_new_controller_knows_the_worker_again_and_requests_never_stop(small: ServeProcess) -> None:
     (controller,) = small.parts("controller")
     controller.kill()
@@ -231,6 +233,7 @@ def test_nothing_outlives_a_parent_that_was_killed(small: ServeProcess) -> None:
     until_gone(processes)
 
 
+@pytest.mark.long
 def test_what_a_killed_parent_left_is_removed_by_the_next(small: ServeProcess) -> None:
     record = record_of(small.folder)
     small.stop(signal.SIGKILL)
@@ -260,6 +263,7 @@ def test_a_signal_stops_the_gateway_then_workers_then_the_controller(
     assert list((small.folder / "chatfleet").iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_is_being_answered_is_finished_first(tmp_path: Path) -> None:
     with ServeProcess(*SIMULATED, "--sim-itl-ms", "50", "m", folder=tmp_path) as serve, serve.http() as http:
         body = {"model": "m", "messages": user("hello"), "stream": True, "max_tokens": 30, "ignore_eos": True}
@@ -325,6 +329,7 @@ def test_names_and_ports_are_its_own_whatever_the_environment_says(tmp_path: Pat
         failed(refused, 400, param="nonsense")
 
 
+@pytest.mark.long
 def test_two_fleets_run_beside_each_other_and_chat_takes_the_newest(small: ServeProcess, tmp_path: Path) -> None:
     with ServeProcess(*SIMULATED, "other", folder=tmp_path) as newest:
         for serve, model in ((small, "m"), (newest, "other")):
@@ -368,6 +373,7 @@ def _has_folder(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_one_of_several_models_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"nothing")
@@ -385,6 +391,7 @@ def test_a_taken_port_is_named_before_anything_starts(small: ServeProcess) -> No
     assert len(finished.stdout.strip().splitlines()) <= 3
 
 
+@pytest.mark.long
 def test_listening_to_everybody_without_a_key_is_warned_of(tmp_path: Path) -> None:
     with ServeProcess(*SIMULATED, "--host", "0.0.0.0", folder=tmp_path) as serve:
         assert "Warning" in serve.output and "CHATFLEET_API_KEYS" in serve.output
@@ -401,6 +408,7 @@ def test_it_serves_where_no_record_can_be_written(tmp_path: Path) -> None:
         assert "This run cannot be recorded" in serve.output
 
 
+@pytest.mark.long
 def test_a_gateway_of_several_processes_is_supervised_too(small: ServeProcess) -> None:
     record = json.loads(record_of(small.folder).read_bytes())
     env = {"CHATFLEET_CONTROLLER_URLS": record["controller_url"], "CHATFLEET_FLEET_TOKEN": record["fleet_token"]}

@@ -3,6 +3,7 @@
 import signal
 
 import httpx
+import pytest
 
 from support.processes import Endpoint, WorkerProcess
 from support.terminal import Terminal
@@ -85,6 +86,7 @@ def test_an_endpoint_that_is_down_is_one_clear_message() -> None:
     assert "Traceback" not in terminal.screen and len(terminal.screen.splitlines()) <= 3
 
 
+@pytest.mark.long
 def test_an_endpoint_that_goes_down_in_the_middle_is_an_error_and_the_chat_goes_on() -> None:
     with (
         WorkerProcess("--engine", "simulated", "--sim-itl-ms", "500") as worker,

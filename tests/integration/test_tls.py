@@ -234,6 +234,7 @@ def test_chat_trusts_it_at_that_address_only(serve: ServeProcess) -> None:
     assert "certificate" in finished.stdout and "SSL_CERT_FILE" in finished.stdout, finished
 
 
+@pytest.mark.long
 def test_another_server_there_is_not_taken_for_it(serve: ServeProcess, gateway: CommandProcess) -> None:
     (record,) = serve.folder.glob("chatfleet/serve-*/record.json")
     written = record.read_text()

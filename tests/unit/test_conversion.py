@@ -1,9 +1,6 @@
 """What a conversion leaves behind: all of it or nothing, once. The converter is a script that stands in for it."""
 
-import os
 import signal
-import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -12,7 +9,7 @@ import pytest
 from chatfleet.core.errors import ConfigurationError
 from chatfleet.worker.cache import cache_folder, entry_name, make_once
 from chatfleet.worker.conversion import Original
-from chatfleet.worker.steps import StepFailed, run_step
+from chatfleet.worker.steps import StepFailed
 from support.converter import ORIGINAL, WRITE, calls, conversions, converting_process
 from support.fleet import until
 from support.serve import running
@@ -121,24 +118,15 @@ def test_a_worker_that_is_killed_takes_its_converter_along_and_the_next_begins_a
     assert (made / "openvino_model.xml").read_text() == "x"
 
 
-def test_a_step_that_is_interrupted_ends_its_command(tmp_path: Path) -> None:
+def test_one_that_is_interrupted_ends_its_converter(source: Path, tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    code = f"import os, time; print(os.getpid(), file=open({str(told)!r}, 'w')); time.sleep(600)"
-
-    def interrupt() -> None:
-        pid_in(told)
-        os.kill(os.getpid(), signal.SIGALRM)
-
-    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    interrupter = threading.Thread(target=interrupt)
-    interrupter.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_step("Sleeping", [sys.executable, "-c", code], environment={}, log=tmp_path / "log")
-    finally:
-        interrupter.join()
-        signal.signal(signal.SIGALRM, old)
-    until_dead(pid_in(told))
+    worker = converting_process(
+        tmp_path, source, f'import os; print(os.getpid(), file=open({str(told)!r}, "w")); time.sleep(600)'
+    )
+    converter = pid_in(told)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(PATIENCE_S) != 0
+    until_dead(converter)
 
 
 def test_of_a_failure_the_telling_line_is_shown() -> None:
