@@ -44,6 +44,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
     """None: no log probabilities; 0: of the chosen token; k > 0: of the k likeliest tokens too."""
     prompt_logprobs: bool = False
+    grammar: str | None = None
+    """What the text must be, from behind `GenerateRequest.output_token_ids` to its end, in the syntax of
+    `Capabilities.grammar_syntax`. Where it is complete and nothing can follow, the answer ends with "stop"."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +105,10 @@ class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fault: Fault | None = None
 
 
+GrammarSyntax = Literal["ebnf", "lark"]
+"""xgrammar's EBNF, or llguidance's Lark."""
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine process needs to load a model. Sizes in GB are 10**9 bytes."""
 
@@ -130,6 +137,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many tokens to propose at a time, by a draft model or by prompt lookup."""
     lora_path: str | None = None
     """A LoRA adapter (safetensors) that every request runs with."""
+    token_bytes: list[bytes] | None = None
+    """What each token stands for in text, by id, for grammars; empty for control tokens, which no grammar matches.
+    None where there are to be no grammars."""
     sim_ttft_ms: float = 0.0
     sim_itl_ms: float = 0.0
     sim_failure_rate: float = 0.0
@@ -147,6 +157,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     embedding_dim: int | None = None
     """Length of an embedding; None where it makes none."""
     max_top_logprobs: int = 0
+    grammar_syntax: GrammarSyntax | None = None
+    """How `SamplingParams.grammar` is written; None where the engine honours none."""
     modalities: tuple[str, ...] = ("text",)
 
 
