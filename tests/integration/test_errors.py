@@ -135,8 +135,11 @@ def test_another_method_is_a_405_that_names_the_right_one(http: httpx.Client) ->
     for path in POSTS:
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
             response = http.request(method, path)
+            if (method, response.status_code) == ("GET", 200):  # of a gateway, the stored ones
+                assert path == CHAT and response.json()["object"] == "list"
+                continue
             failed(response, 405, code="method_not_allowed")
-            assert response.headers["allow"] == "POST"
+            assert response.headers["allow"].removeprefix("GET, ") == "POST"
     failed(http.post("/health"), 405)
     head = http.head("/v1/models")
     assert head.status_code == 405 and head.content == b"" and head.headers["x-request-id"]

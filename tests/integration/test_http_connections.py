@@ -21,7 +21,7 @@ COLD = {
     "GET /v1/models/nobody": 404,
     "GET /docs": 200,
     "GET /nothing": 404,
-    "GET /v1/chat/completions": 405,
+    "GET /v1/chat/completions": 200,
     "DELETE /v1/embeddings": 405,
     "OPTIONS /v1/completions": 405,
     "HEAD /health": 200,
@@ -307,9 +307,12 @@ def test_options_are_answered_to_pages_and_to_others(fleet: RawFleet) -> None:
 def test_other_methods_are_refused_where_workers_answer(fleet: RawFleet, method: str) -> None:
     with fleet.connect() as connection:
         for path in HOT_PATHS:
+            if (method, path) == ("GET", CHAT):  # lists what is stored
+                continue
             connection.send(hot(ask(), path=path).replace(b"POST", method.encode(), 1))
             response = connection.read_response()
-            assert response.status == 405 and response.headers["allow"] == "POST"
+            assert response.status == 405
+            assert response.headers["allow"] == ("GET, POST" if path == CHAT else "POST")
             assert error_object(response.body)["code"] == "method_not_allowed"
     assert not fleet.upstream.calls
 

@@ -26,11 +26,12 @@ from chatfleet.gateway.data_plane.forwarded import Owner
 from chatfleet.gateway.data_plane.idempotent import IdempotentRequests
 from chatfleet.gateway.data_plane.plane import DataPlane, KeyedRequests, NoKeyedRequests
 from chatfleet.gateway.data_plane.protocol import GatewayProtocol, SiblingProtocol
-from chatfleet.gateway.endpoints import ENDPOINTS
+from chatfleet.gateway.endpoints import ENDPOINTS, STORED_PATH
 from chatfleet.gateway.models import ModelNames
 from chatfleet.gateway.routes import make_router
 from chatfleet.gateway.settings import EndpointSettings, GatewaySettings
 from chatfleet.gateway.siblings import Place, listen_for_siblings, own_place
+from chatfleet.gateway.stored import make_stored_router
 from chatfleet.http.control import new_session
 from chatfleet.http.errors import install_error_handlers
 from chatfleet.http.middleware import ErrorAnswers, handle_requests
@@ -40,17 +41,28 @@ from chatfleet.http.trust import KeyGuard, Keys, SingleHost
 from chatfleet.observability.asgi import MeasuredRequests
 from chatfleet.observability.gateway import GatewayMetrics
 from chatfleet.observability.sharing import shared_file
+from chatfleet.store.database import Database
+from chatfleet.store.store import CompletionStore, default_store_path
 
 logger = logging.getLogger(__name__)
 
 _TIDY_S: Final = 5.0
+_TIDY_STORE_S: Final = 600.0
 _GC_THRESHOLD: Final = 50_000
 """Objects made between looks for cycles: requests make none, and a look takes a millisecond with 1000 streams."""
 
 
-def create_app(settings: EndpointSettings, names: ModelNames, metrics: GatewayMetrics, keys: Keys | None) -> FastAPI:
+def create_app(
+    settings: EndpointSettings,
+    names: ModelNames,
+    metrics: GatewayMetrics,
+    keys: Keys | None,
+    store: CompletionStore | None,
+) -> FastAPI:
     """Everything but the data plane."""
     app = documented_app("ChatFleet", with_keys=keys is not None)
+    if store is not None:
+        app.include_router(make_stored_router(store, with_keys=keys is not None))
     app.include_router(make_router(names, metrics))
     if keys is not None:
         app.add_middleware(KeyGuard, keys=keys)
@@ -58,11 +70,17 @@ def create_app(settings: EndpointSettings, names: ModelNames, metrics: GatewayMe
     app.add_middleware(Cors, settings=settings)
     app.add_middleware(SingleHost)
     handle_requests(app)
-    app.add_middleware(MeasuredRequests, metrics=metrics)
+    app.add_middleware(MeasuredRequests, metrics=metrics, endpoint_of=_cold_endpoint)
     if settings.access_log:
         app.add_middleware(AccessLog, lines=AccessLines(settings.trusted_proxies))
     install_error_handlers(app)
     return app
+
+
+def _cold_endpoint(path: str) -> str:
+    """The endpoint that a request counts for, which the data plane has not taken. A list of stored completions is none
+    of the requests that generate something."""
+    return "" if path == STORED_PATH else path
 
 
 async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[str, ...]], None]) -> None:
@@ -89,6 +107,8 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
     )
     place = own_place()
     keyed = _keyed_requests(place, settings, default_tls)
+    listener = listen(settings.host, settings.port, settings.fd)
+    store = await _completion_store(settings, listener.getsockname()[1])
     plane = DataPlane(
         names=names,
         view=view,
@@ -105,9 +125,9 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
         crowd=Crowd(settings.max_requests),
         access_lines=AccessLines(settings.trusted_proxies) if settings.access_log else None,
         keyed=keyed,
+        store=store,
     )
-    app = await asyncio.to_thread(create_app, settings, names, metrics, keys)  # it looks for the files of /docs
-    listener = listen(settings.host, settings.port, settings.fd)
+    app = await asyncio.to_thread(create_app, settings, names, metrics, keys, store)  # it looks for the files of /docs
     url = base_url(settings.host, listener.getsockname()[1], tls=tls is not None)
     announced: tuple[str, ...] = ()
 
@@ -143,6 +163,7 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
         watch = FleetWatch(control, settings.controller_urls, token, view, view_changed)
         watch.start()
         tidying = asyncio.create_task(_tidy(upstream))
+        tidying_store = None if store is None else asyncio.create_task(_tidy_store(store))
         ticking = asyncio.create_task(_tick(keyed, tick_s))
         gc.collect()
         gc.freeze()
@@ -155,6 +176,9 @@ async def run_gateway(settings: GatewaySettings, announce: Callable[[str, tuple[
             keyed.close()
             await watch.aclose()
             upstream.close_idle(0.0)
+            if store is not None and tidying_store is not None:
+                tidying_store.cancel()
+                await store.aclose()
 
 
 def _keyed_requests(place: Place, settings: GatewaySettings, tls: ssl.SSLContext) -> KeyedRequests:
@@ -167,6 +191,18 @@ def _keyed_requests(place: Place, settings: GatewaySettings, tls: ssl.SSLContext
         "share (XDG_RUNTIME_DIR may name one; its path must be short)"
     )
     return NoKeyedRequests()
+
+
+async def _completion_store(settings: GatewaySettings, port: int) -> CompletionStore | None:
+    if settings.no_store:
+        return None
+    path = settings.store_path or default_store_path(port)
+    if path is None:
+        logger.warning("there is no home folder: no completions can be stored. Set --store-path.")
+        return None
+    store = CompletionStore(Database(path, settings.store_bounds()))
+    await store.open()
+    return store
 
 
 @contextlib.asynccontextmanager
@@ -198,6 +234,12 @@ async def _tidy(upstream: Upstream) -> None:
     while True:
         await asyncio.sleep(_TIDY_S)
         upstream.close_idle()
+
+
+async def _tidy_store(store: CompletionStore) -> None:
+    while True:
+        await asyncio.sleep(_TIDY_STORE_S)
+        await store.tidy()
 
 
 async def _no_app(*_: object) -> None:

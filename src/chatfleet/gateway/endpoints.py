@@ -8,6 +8,9 @@ from chatfleet.protocol.completions import Completion, CompletionRequest
 from chatfleet.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from chatfleet.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
+STORED_PATH: Final = "/v1/chat/completions"
+"""The path whose answers are kept for requests that want it, and below which they are found."""
+
 
 class Endpoint(NamedTuple):
     """A path that workers answer, streaming if `streams` and asked to; `aliases` are other paths for the same."""
@@ -22,7 +25,7 @@ class Endpoint(NamedTuple):
 
 ENDPOINTS: Final = (
     Endpoint(
-        "/v1/chat/completions",
+        STORED_PATH,
         "Answer a conversation",
         ChatCompletionRequest,
         ChatCompletion,

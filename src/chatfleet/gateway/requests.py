@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from functools import lru_cache
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from pydantic import Field
@@ -32,6 +32,9 @@ _VLLM_FIELDS: Final = frozenset(
 )
 """Fields of vLLM's that only concern the request itself, so that any server may have them."""
 
+_OWN_FIELDS: Final = ("store",)
+"""What the gateway does itself, and no server that is not ours is asked to do once more."""
+
 KNOWN_FIELDS: Final = _VLLM_FIELDS.union(*(model.model_fields for model in REQUEST_MODELS))
 """Request fields that servers which are not ours may get. Others could reach into them: a template that is run, the
 transfer of caches, a priority over other clients."""
@@ -39,14 +42,21 @@ transfer of caches, a priority over other clients."""
 
 _ROUTING_NAMES: Final = ("model", "stream")
 _NOTHING: Final = msgspec.Raw(b"")
+_TRUE_JSON: Final = b"true"
+_TRUE: Final = msgspec.Raw(_TRUE_JSON)
 _NO_AFFINITY: Final = Affinity()
 
 
 class RoutingFields(msgspec.Struct):
-    """What routing needs of a body."""
+    """What routing needs of a body, and whether the answer is to be kept, which the worker checks."""
 
     model: Annotated[str, msgspec.Meta(max_length=MAX_MODEL_CHARS)] | None = None
     stream: bool | None = None
+    store: msgspec.Raw = _NOTHING
+
+    @property
+    def is_stored(self) -> bool:
+        return bytes(self.store) == _TRUE_JSON
 
 
 _DECODER: Final = msgspec.json.Decoder(RoutingFields)
@@ -65,6 +75,7 @@ class _WordedRoutingFields(RequestModel):
 
     model: str | None = Field(default=None, max_length=MAX_MODEL_CHARS)
     stream: bool | None = None
+    store: Any = None
 
 
 def read_routing(body: bytes) -> RoutingFields:
@@ -80,7 +91,7 @@ def read_routing(body: bytes) -> RoutingFields:
         routing = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         worded = validate_body(_WordedRoutingFields, body)
-        routing = RoutingFields(model=worded.model, stream=worded.stream)
+        routing = RoutingFields(worded.model, worded.stream, _TRUE if worded.store is True else _NOTHING)
     if body.count(b'"model"') > 1 or body.count(b'"stream"') > 1 or b"\\u00" in body:
         _check_repeated(body)
     return routing
@@ -132,7 +143,7 @@ def _allowed_fields(more: tuple[str, ...]) -> frozenset[str]:
 
 def build_parameters(body: bytes, worker: WorkerInfo, named: str | None, model: str) -> tuple[bytes, list[str]]:
     """The body for this worker: it names `model`, and a server that is not ours gets only fields that we know or that
-    it was registered with. The second value names what was left out."""
+    it was registered with. The second value names what was left out, and not heeded either."""
     is_ours = worker.kind == "chatfleet"
     if is_ours and named == model:
         return body, []
@@ -142,9 +153,10 @@ def build_parameters(body: bytes, worker: WorkerInfo, named: str | None, model: 
         raise InvalidRequest(f"The request body is not valid JSON: {exc}.") from exc
     allowed = fields.keys() if is_ours else _allowed_fields(worker.allowed_fields)
     dropped = [] if fields.keys() <= allowed else [name for name in fields if name not in allowed]
-    if not dropped and named == model:
+    heeded = [] if is_ours else [name for name in _OWN_FIELDS if name in fields]
+    if not (dropped or heeded) and named == model:
         return body, []
-    for name in dropped:
+    for name in (*dropped, *heeded):
         del fields[name]
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields), dropped

@@ -13,6 +13,7 @@ from chatfleet.core.errors import ConfigurationError
 from chatfleet.core.settings import Settings, setting
 from chatfleet.dispatch.attempts import Patience
 from chatfleet.dispatch.policies import DEFAULT_POLICY, POLICY_NAMES
+from chatfleet.store.database import Bounds
 
 if TYPE_CHECKING:
     import ssl
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MODELS, _KEYS, _CORS, _NETWORK = "Models", "API keys", "CORS", "Network"
 _FLEET = "Fleet"
 _RELIABILITY = "When things fail"
+_STORE = "Stored completions"
 _PRIORITY = re.compile(r"priority=(-?[0-9]{1,6})")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 
@@ -98,6 +100,19 @@ class EndpointSettings(Settings):
         _RELIABILITY,
         ge=1,
         le=1024**2,
+    )
+    store_path: Path | None = setting(
+        None,
+        "SQLite file for completions that clients want kept (store: true). Default: gateway-PORT.db in "
+        "$XDG_STATE_HOME/chatfleet, or in ~/.local/state/chatfleet.",
+        _STORE,
+    )
+    no_store: bool = setting(False, "Keep none: store: true is refused.", _STORE)
+    store_days: float = setting(30.0, "Days for which one is kept.", _STORE, gt=0, le=36500)
+    store_mb: int = setting(1024, "Megabytes kept; past them the oldest go.", _STORE, ge=1, le=1024**3)
+    store_completions: int = setting(100_000, "Completions kept; past them the oldest go.", _STORE, ge=1, le=10**9)
+    store_completions_per_key: int = setting(
+        10_000, "The same of each API key; without keys, of all clients.", _STORE, ge=1, le=10**9
     )
     access_log: bool = setting(False, "Log a line per request: who, what, status, how long. No contents.", _NETWORK)
     keep_alive_interval: float = setting(
@@ -195,6 +210,14 @@ class EndpointSettings(Settings):
             self.first_event_timeout,
             self.stall_timeout,
             self.total_timeout,
+        )
+
+    def store_bounds(self) -> Bounds:
+        return Bounds(
+            per_owner=self.store_completions_per_key,
+            total=self.store_completions,
+            size=self.store_mb * 2**20,
+            age_s=self.store_days * 86400,
         )
 
     def alias_map(self) -> dict[str, str]:

@@ -143,6 +143,18 @@ def forwarding_families(requests: Sequence[EndpointNumbers]) -> list[Metric]:
             ("endpoint",),
             (((one.endpoint,), one.idempotent_replays) for one in requests if not one.model_name),
         ),
+        counter(
+            "chatfleet:completions_stored",
+            "Answers that are kept, as their requests wanted (store).",
+            ("model_name",),
+            (((one.model_name,), one.stored) for one in _by_model(requests)),
+        ),
+        counter(
+            "chatfleet:completions_not_stored",
+            "Answers that are not kept although their requests wanted it: too large, or the database failed.",
+            ("model_name",),
+            (((one.model_name,), one.not_stored) for one in _by_model(requests)),
+        ),
     ]
 
 

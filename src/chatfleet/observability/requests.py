@@ -40,6 +40,10 @@ class EndpointNumbers(msgspec.Struct):
     """Streams that began (200) and then ended with an error, which was not the client's leaving."""
     idempotent_replays: int = 0
     """Requests that got the answer to an earlier one with their Idempotency-Key; they are not counted otherwise."""
+    stored: int = 0
+    """Answers that are kept, as their requests wanted."""
+    not_stored: int = 0
+    """Those that are not, although their requests wanted it."""
     in_flight: int = 0
 
     @classmethod
@@ -65,6 +69,11 @@ class EndpointNumbers(msgspec.Struct):
         if completion_tokens is not None:
             self.completion_tokens += completion_tokens
 
+    def count_stored(self, is_stored: bool) -> None:
+        """An answer was to be kept."""
+        self.stored += is_stored
+        self.not_stored += not is_stored
+
     def add(self, other: "EndpointNumbers", *, alive: bool = True) -> None:
         """Count what another has counted too; of a process that is not alive, only what grows. Raises ValueError as
         `check_like` does, and then nothing has changed."""
@@ -80,6 +89,8 @@ class EndpointNumbers(msgspec.Struct):
         self.resumed += other.resumed
         self.streams_broken += other.streams_broken
         self.idempotent_replays += other.idempotent_replays
+        self.stored += other.stored
+        self.not_stored += other.not_stored
         if alive:
             self.in_flight += other.in_flight
 

@@ -21,6 +21,9 @@ from chatfleet.http.protocol import STALLED_S, HttpProtocol
 SCOPE: Final = b"x-chatfleet-idempotency-scope"
 """What an Idempotency-Key holds for, as the digest that is all that is kept of it, in hexadecimal."""
 
+STORE_OWNER: Final = b"x-chatfleet-store-owner"
+"""Who has what the request stores, as the digest by which stored completions know it."""
+
 _GRACE_S: Final = 10.0
 """Beyond --total-timeout, which the owner looks after."""
 
@@ -53,12 +56,15 @@ class ForwardedRequest(ClientTurn):
         assert head.scope is not None
         session = b"" if head.session is None else b"%b: %b\r\n" % (self.plane.session_header, head.session)
         return (
-            b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%b: %b\r\n%b: %d\r\n%b%b%b"
+            b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            b"%b: %b\r\n%b: %b\r\n%b: %d\r\n%b%b%b"
             b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n"
         ) % (
             head.endpoint.path.encode(),
             SCOPE,
             head.scope.hex().encode(),
+            STORE_OWNER,
+            head.owner.hex().encode(),
             HOPS,
             head.hops,
             session,

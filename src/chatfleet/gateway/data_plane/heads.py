@@ -41,6 +41,7 @@ class RequestHead:
     `priority` is the header line that says so to workers of ours, where its key has one.
     `refusal` is why it is refused, if it is. `to_worker` are header lines for the worker, `trace` those among them that
     are the client's, `cors` those of the answer. `scope` is what its Idempotency-Key holds for, where it has one.
+    `owner` is who has the completions that it stores.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class RequestHead:
         "hops",
         "is_small",
         "keep_alive",
+        "owner",
         "path",
         "priority",
         "refusal",
@@ -80,7 +82,7 @@ class RequestHead:
         self.cors = cors
         self.refusal: ServingError | None = None
         self.scope: bytes | None = None
-        self.priority = b""
+        self.priority = self.owner = b""
         request_id = given.get(b"x-request-id")
         self.request_id = request_id if request_id and REQUEST_ID.fullmatch(request_id) else None
         self.session = given.get(session_header)

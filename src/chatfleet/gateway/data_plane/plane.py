@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from chatfleet.core.errors import IdempotencyUnavailable
+from chatfleet.core.errors import IdempotencyUnavailable, UnsupportedParameter
 from chatfleet.core.fleet import WorkerInfo
 from chatfleet.dispatch.attempts import Crowd, Patience, Quarantine, RetryBudget
 from chatfleet.dispatch.policies import Policies, Policy
@@ -18,6 +18,7 @@ from chatfleet.http.protocol import HttpProtocol, Turn
 from chatfleet.http.trust import Keys
 from chatfleet.observability.gateway import GatewayMetrics
 from chatfleet.observability.requests import EndpointNumbers
+from chatfleet.store.store import CompletionStore, Recording
 
 _BY_PATH: Final = {path.encode(): endpoint for endpoint in ENDPOINTS for path in (endpoint.path, *endpoint.aliases)}
 _MAX_KEPT: Final = 10_000
@@ -62,7 +63,8 @@ class NoKeyedRequests:
 
 @dataclass
 class DataPlane:
-    """`token` is what our own workers know the gateway by; `keys`, where there are any, is what clients must send."""
+    """`token` is what our own workers know the gateway by; `keys`, where there are any, is what clients must send. The
+    completions that are kept, where any are, are in `store`."""
 
     names: ModelNames
     view: FleetView
@@ -79,6 +81,7 @@ class DataPlane:
     crowd: Crowd
     access_lines: AccessLines | None
     keyed: KeyedRequests = field(default_factory=NoKeyedRequests)
+    store: CompletionStore | None = None
     retries: RetryBudget = field(default_factory=RetryBudget)
     quarantine: Quarantine = field(default_factory=Quarantine)
     _routes: dict[tuple[str | None, str], Route] = field(default_factory=dict)
@@ -103,6 +106,16 @@ class DataPlane:
                 self._routes.clear()
             self._routes[requested, endpoint.path] = route
         return route
+
+    def recording(self) -> Recording:
+        """For an answer that is to be kept. Raises UnsupportedParameter."""
+        if self.store is None:
+            raise UnsupportedParameter(
+                "'store' is not supported here: this gateway keeps no completions (--no-store, or no folder for them: "
+                "--store-path). Leave it out.",
+                param="store",
+            )
+        return self.store.recording()
 
     def forget(self) -> None:
         """Keep nothing of workers and models that may have gone. To be called when the fleet has changed."""

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from chatfleet.core.errors import InvalidRequest, ServingError
 from chatfleet.core.fleet import PRIORITY_HEADER
-from chatfleet.gateway.data_plane.forwarded import SCOPE
+from chatfleet.gateway.data_plane.forwarded import SCOPE, STORE_OWNER
 from chatfleet.gateway.data_plane.heads import Fields, RequestHead, path_of
 from chatfleet.gateway.data_plane.idempotency import IDEMPOTENCY_KEY, scope_of
 from chatfleet.gateway.data_plane.plane import DataPlane
@@ -13,6 +13,7 @@ from chatfleet.gateway.endpoints import Endpoint
 from chatfleet.http.known_head import MAX_MISSES, KnownHead
 from chatfleet.http.protocol import HttpProtocol, Turn
 from chatfleet.http.trust import check_single_host
+from chatfleet.store.records import owner_of
 
 
 class GatewayProtocol(HttpProtocol):
@@ -26,6 +27,7 @@ class GatewayProtocol(HttpProtocol):
         self._plane = plane
         self._accepted: bytes | None = None  # the last authorization that was right
         self._priority = 0  # of its key
+        self._owner = b""  # who sends it
         self._head: RequestHead | None = None  # of the last request that was parsed
         self._known: tuple[KnownHead, RequestHead] | None = None  # one that came whole
         self._misses = 0
@@ -73,6 +75,7 @@ class GatewayProtocol(HttpProtocol):
                 check_single_host(self.headers, version)
             self._check_key(given)
             head.priority = self._priority_of(given)
+            head.owner = self._owner_of(given)
             head.check_body(given)
             head.scope = self._scope(given, endpoint)
             if head.scope is not None:
@@ -99,26 +102,40 @@ class GatewayProtocol(HttpProtocol):
         if len(given) != len(self.headers) and sum(name == b"authorization" for name, _ in self.headers) > 1:
             authorization = None
         if authorization is None or authorization != self._accepted:
-            self._priority = keys.check(None if authorization is None else authorization.decode("latin-1"))
+            text = None if authorization is None else authorization.decode("latin-1")
+            self._priority = keys.check(text)
+            self._owner = owner_of(text)
             self._accepted = authorization
 
     def _priority_of(self, given: Fields) -> bytes:
         """The header line with the priority that the client's key has."""
         return b"%b: %d\r\n" % (_PRIORITY, self._priority) if self._priority else b""
 
+    def _owner_of(self, given: Fields) -> bytes:
+        """Who has the completions that the request stores."""
+        return self._owner
+
 
 _PRIORITY: Final = PRIORITY_HEADER.encode()
 
 
 class SiblingProtocol(GatewayProtocol):
-    """A connection of another gateway process of this host, which has let the client in and says what the client's
-    Idempotency-Key holds for. Nobody else can reach the socket."""
+    """A connection of another gateway process of this host, which has let the client in and says who it is and what
+    its Idempotency-Key holds for. Nobody else can reach the socket."""
 
     def _scope(self, given: Fields, endpoint: Endpoint) -> bytes | None:
-        try:
-            return bytes.fromhex(given[SCOPE].decode())
-        except (KeyError, ValueError) as exc:
-            raise InvalidRequest("This socket is for the gateway's own processes.") from exc
+        return _digest(given, SCOPE)
 
     def _priority_of(self, given: Fields) -> bytes:
         return b"%b: %b\r\n" % (_PRIORITY, given[_PRIORITY]) if _PRIORITY in given else b""
+
+    def _owner_of(self, given: Fields) -> bytes:
+        return _digest(given, STORE_OWNER)
+
+
+def _digest(given: Fields, name: bytes) -> bytes:
+    """Raises InvalidRequest."""
+    try:
+        return bytes.fromhex(given[name].decode())
+    except (KeyError, ValueError) as exc:
+        raise InvalidRequest("This socket is for the gateway's own processes.") from exc

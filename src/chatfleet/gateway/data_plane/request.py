@@ -24,10 +24,12 @@ from chatfleet.gateway.data_plane.answer import ClientTurn
 from chatfleet.gateway.data_plane.continuation import Continuation
 from chatfleet.gateway.data_plane.delivered import DONE, CannotGoOn, Delivered, DeliveredIds
 from chatfleet.gateway.data_plane.plane import Route
+from chatfleet.gateway.endpoints import STORED_PATH
 from chatfleet.gateway.requests import RoutingFields, build_parameters, read_affinity, read_routing
 from chatfleet.http.body import OFF_LOOP_BYTES
 from chatfleet.http.errors import as_serving_error
 from chatfleet.http.protocol import STALLED_S
+from chatfleet.store.store import Recording
 
 MAX_HOPS: Final = 8
 _JOINED_BYTES: Final = 64 * 1024
@@ -59,6 +61,7 @@ class RelayedRequest(ClientTurn):
     _timer: asyncio.TimerHandle | None = None
     _ignored: Sequence[str] = ()
     _delivered: Delivered | None = None
+    _recording: Recording | None = None  # of an answer that is to be kept
     _kind = ""  # of the worker that began the stream
     _usage_in = b""  # where the usage may be found
     _sent_at = 0.0
@@ -96,6 +99,8 @@ class RelayedRequest(ClientTurn):
             )
         if plane.quarantine.until:
             plane.quarantine.check(head.endpoint.path, self.body, time.monotonic())
+        if routing.store and routing.is_stored and head.endpoint.path == STORED_PATH:
+            self._recording = plane.recording()
         plane.crowd.enter(self.started)
         self._is_admitted = True
         try:
@@ -191,6 +196,8 @@ class RelayedRequest(ClientTurn):
         if data := delivered.add(data):
             self._last = self._quiet_since = now
             self.send_events(data)
+            if self._recording is not None:
+                self._recording.add(data)
 
     def _begin_stream(self, now: float) -> Delivered:
         assert self._route is not None and self._exchange is not None
@@ -214,6 +221,8 @@ class RelayedRequest(ClientTurn):
         self.send_end()
         if self._delivered is not None:
             self._usage_in = self._delivered.tail()
+        if self._recording is not None and self._route is not None:
+            self._recording.keep_stream(*self._recorded(), self._route.numbers.count_stored)
         self.finish(200)
 
     def whole(self, body: bytes) -> None:
@@ -223,7 +232,13 @@ class RelayedRequest(ClientTurn):
         assert self._exchange is not None
         self.send_whole(body, self._all_ignored() if self._exchange.ignored else self._ignored)
         self._usage_in = body
+        if self._recording is not None and self._route is not None:
+            self._recording.keep_whole(*self._recorded(), body, self._route.numbers.count_stored)
         self.finish(200)
+
+    def _recorded(self) -> tuple[bytes, str, bytes]:
+        """Of an answer that is to be kept: whose it is, its request's id and body."""
+        return self.head.owner, self.request_id.decode(), self.body
 
     # When a worker fails
 
@@ -372,7 +387,9 @@ class RelayedRequest(ClientTurn):
         else:
             route.numbers.in_flight -= 1
             route.numbers.ended(status, duration_s, *_usage(self._usage_in))
-        self._delivered = self._exchange = self._attempts = None
+        if self._recording is not None:
+            self._recording.close()
+        self._delivered = self._exchange = self._attempts = self._recording = None
         self._usage_in = b""
 
 
