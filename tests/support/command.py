@@ -7,12 +7,14 @@ import sys
 from support.processes import GUARDED
 
 
-def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, env: dict[str, str] | None = None, patience_s: float = 100.0
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(GUARDED), *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=patience_s,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "TERM": "dumb", **(env or {})},
     )
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from chatfleet.cli import chat, controller, drain, fleet, gateway, models, serve, worker
+from chatfleet.cli import chat, controller, doctor, drain, fleet, gateway, models, serve, worker
 from chatfleet.core.errors import ConfigurationError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("drain")(drain.drain)
 app.command("status")(fleet.status)
 app.command("models")(models.models)
 app.command("chat")(chat.chat)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:

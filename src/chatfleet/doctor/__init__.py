@@ -1,0 +1,1 @@
+"""`chatfleet doctor`: checks of any OpenAI-compatible server, over HTTP and by its answers alone."""
