@@ -36,7 +36,11 @@ def test_every_parameter_has_a_row_and_every_engine_a_column() -> None:
 def test_the_table_says_what_the_loaded_engine_says(column: EngineFeatures, models: dict[str, Path | None]) -> None:
     model = models[column.title]
     config = EngineConfig(
-        engine=column.engine, model_path=None if model is None else str(model), device="cpu", kv_cache_gb=0.1
+        engine=column.engine,
+        model_path=None if model is None else str(model),
+        device="cpu",
+        kv_cache_gb=0.1,
+        token_bytes=[bytes([value]) for value in range(256)],
     )
     backend = create_backend(backend_path(column.engine), config)
     try:

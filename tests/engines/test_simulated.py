@@ -1,5 +1,6 @@
 """The simulated engine, stepped directly."""
 
+import json
 import math
 import struct
 import time
@@ -10,13 +11,17 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
+from chatfleet.chat.grammar import from_json_schema, remaining, to_lark
 from chatfleet.engines import simulated, simulated_script
 from chatfleet.engines.base import EngineConfig, GenerateRequest, RequestRefused, SamplingParams, TokenDelta
 from chatfleet.engines.simulated import CACHE_BLOCK_TOKENS, END_OF_SEQUENCE, VOCAB_SIZE, SimulatedBackend
+from support.schemas import random_schema
 
 PROMPT = list(b"What is a lighthouse?")
 EOS = (END_OF_SEQUENCE,)
+TOKEN_BYTES = [*(bytes([byte]) for byte in range(256)), b"", b"", b""]
 
 
 class Clock:
@@ -224,7 +229,136 @@ def test_prompt_log_probabilities_cover_the_prompt_and_agree_on_a_shared_prefix(
 
 
 def test_honours_every_field_of_the_sampling_settings() -> None:
-    assert backend().capabilities.parameters == {field.name for field in msgspec.structs.fields(SamplingParams)}
+    fields = {field.name for field in msgspec.structs.fields(SamplingParams)}
+    assert backend(token_bytes=TOKEN_BYTES).capabilities.parameters == fields
+    assert backend().capabilities.parameters == fields - {"grammar"}
+
+
+# --- grammars ---
+
+JSON = r"""start: object
+value: object | array | STRING | NUMBER | "true" | "false" | "null"
+object: "{" (member (COMMA member)*)? "}"
+member: STRING COLON value
+array: "[" (value (COMMA value)*)? "]"
+COLON: /: ?/
+COMMA: /, ?/
+STRING: /"([^"\\\x00-\x1f]|\\["\\\/bfnrt])*"/
+NUMBER: /-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,16})?([eE][+-]?[0-9]{1,3})?/
+"""
+PERSON = r"""start: "{\"name\": " STRING ", \"age\": " /[1-9][0-9]?/ ", \"tags\": [" (STRING (", " STRING)*)? "]}"
+STRING: /"([^"\\\x00-\x1f]|\\["\\\/bfnrt])*"/
+"""
+
+
+def shaped(grammar: str, prompt: list[int] = PROMPT, **sampling: Any) -> list[TokenDelta]:
+    settings = {"max_tokens": 2000, "stop_token_ids": EOS, "grammar": grammar} | sampling
+    return answer(prompt, {"token_bytes": TOKEN_BYTES}, **settings)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_answer_under_a_grammar_fits_it_and_ends(seed: int) -> None:
+    for grammar in (JSON, PERSON):
+        deltas = shaped(grammar, seed=seed, temperature=1.0)
+        assert isinstance(json.loads(text(deltas)), dict)
+        assert deltas[-1].finish_reason == "stop" and len(tokens(deltas)) < 500
+
+
+def test_strings_under_a_grammar_have_words_of_the_script() -> None:
+    person = json.loads(text(shaped(PERSON, list(b"Another"))))
+    assert any(character.isalpha() for character in person["name"])
+
+
+def test_an_answer_that_nothing_can_follow_ends_without_a_stop_token() -> None:
+    deltas = shaped('start: "yes" | "no"', stop_token_ids=(), min_tokens=40)
+    assert text(deltas) in ("yes", "no") and deltas[-1].finish_reason == "stop"
+    assert bytes(tokens(deltas)).decode() == text(deltas)
+
+
+def test_an_answer_that_could_go_on_ends_with_a_stop_token() -> None:
+    deltas = shaped("start: /[0-9]+/")
+    assert tokens(deltas)[-1] == END_OF_SEQUENCE and text(deltas).isdigit()
+
+
+@pytest.mark.parametrize("min_tokens", [0, 600])
+def test_free_text_under_a_grammar_is_what_it_is_without_one(min_tokens: int) -> None:
+    free = answer(max_tokens=2000, stop_token_ids=EOS, min_tokens=min_tokens)
+    assert tokens(shaped("start: /(.|\\n)*/", min_tokens=min_tokens)) == tokens(free)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"seed": 3, "temperature": 1.2}, {"logprobs": 2, "frequency_penalty": 0.5}])
+def test_an_answer_under_a_grammar_goes_on_from_any_token(sampling: dict[str, Any]) -> None:
+    """What is left of a text of one digit, a comma and letters, by hand."""
+    whole = shaped("start: /[0-9]{6},[a-z]{1,30}/", **sampling)
+    said = tokens(whole)
+    for count in range(1, len(said)):
+        digits, letters = max(0, 6 - count), max(0, count - 7)
+        left = f"[a-z]{{{int(not letters)},{30 - letters}}}" if count > 6 else f"[0-9]{{{digits}}},[a-z]{{1,30}}"
+        rest = shaped_from(said[:count], f"start: /{left}/", **sampling)
+        assert tokens(rest) == said[count:] and rest[-1].finish_reason == "stop"
+
+
+def shaped_from(given: list[int], grammar: str, **sampling: Any) -> list[TokenDelta]:
+    engine = backend(token_bytes=TOKEN_BYTES)
+    settings = {"max_tokens": 2000, "stop_token_ids": EOS, "grammar": grammar} | sampling
+    add(engine, 1, PROMPT, given, **settings)
+    return drain(engine)[1]
+
+
+def test_an_answer_that_is_whole_when_it_is_gone_on_with_ends_without_a_token() -> None:
+    [delta] = shaped_from(list(b"yes"), "start: ")
+    assert delta.token_ids == [] and delta.finish_reason == "stop"
+
+
+def test_a_bias_or_a_penalty_cannot_break_a_grammar() -> None:
+    bias = {token_id: 100.0 for token_id in (ord("!"), END_OF_SEQUENCE)}
+    assert json.loads(text(shaped(PERSON, logit_bias=bias, repetition_penalty=1.9, frequency_penalty=2.0)))
+
+
+def test_a_grammar_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(RequestRefused) as caught:
+        shaped("start: nothing")
+    assert caught.value.fault.kind == "invalid" and caught.value.fault.param == "grammar"
+
+
+def test_without_the_bytes_of_tokens_a_grammar_is_refused() -> None:
+    assert backend().capabilities.grammar_syntax is None
+    with pytest.raises(RequestRefused, match="does not support grammar"):
+        answer(grammar=PERSON)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.long)])
+def test_an_answer_goes_on_from_any_token_under_what_remains_of_its_schema(count: int) -> None:
+    splits = 0
+    for seed in range(count):
+        schema = from_json_schema(random_schema(seed), param="schema")
+        sampling: dict[str, Any] = {"max_tokens": 100, "temperature": 1.5, "seed": seed}
+        whole = shaped(to_lark(schema), **sampling)
+        said = [token_id for token_id in tokens(whole) if token_id != END_OF_SEQUENCE]
+        for given_tokens in range(1, len(said)):
+            begun = bytes(said[:given_tokens])
+            if begun.decode(errors="ignore").encode() == begun:
+                rest = shaped_from(said[:given_tokens], to_lark(remaining(schema, begun.decode())), **sampling)
+                assert tokens(rest) == tokens(whole)[given_tokens:]
+                assert rest[-1].finish_reason == whole[-1].finish_reason
+                splits += 1
+    assert splits > 10 * count
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.long)])
+def test_most_answers_end_and_validate_against_any_schema(count: int) -> None:
+    engine, schemas = backend(token_bytes=TOKEN_BYTES), {}
+    for seed in range(count):
+        schemas[seed] = random_schema(seed)
+        grammar = to_lark(from_json_schema(schemas[seed], param="schema"))
+        settings: dict[str, Any] = {"max_tokens": 400, "temperature": 1.5, "seed": seed}
+        add(engine, seed, stop_token_ids=EOS, grammar=grammar, **settings)
+    answers = drain(engine)
+    finished = [seed for seed in schemas if answers[seed][-1].finish_reason == "stop"]
+    assert len(finished) > 0.9 * count
+    for seed in finished:
+        validator = Draft202012Validator(schemas[seed], format_checker=Draft202012Validator.FORMAT_CHECKER)
+        validator.validate(json.loads(text(answers[seed])))
 
 
 # --- refusals ---

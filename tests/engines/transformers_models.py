@@ -1,5 +1,6 @@
 """Tiny models with random weights, as transformers saves them, and a driver for the backend."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ class Driver:
 
     def finish(self) -> None:
         for _ in range(10_000):
-            if self.backend.next_step_s() is None:
+            wait_s = self.backend.next_step_s()
+            if wait_s is None:
                 return
+            time.sleep(wait_s)  # for a grammar that is compiled
             self.step()
         raise AssertionError("the requests do not come to an end")
 

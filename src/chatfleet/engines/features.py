@@ -32,6 +32,7 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "bad_words_token_ids": "bad_words",
     "logprobs": "logprobs",
     "prompt_logprobs": "echo with logprobs",
+    "grammar": "structured output",
 }
 """`SamplingParams` fields and what they are called in a request."""
 

@@ -19,6 +19,9 @@ depends on the seed, and the token is drawn by a hash of prompt, seed and positi
 `temperature`, `top_k`, `top_p` and `min_p` are accepted and change nothing. `logprobs` are of the distribution
 before all of these, as vLLM's are; a token with no chance in it counts as one of logit -10.
 
+**Grammar**: the scripted token is one that the grammar allows, by `simulated_grammar.py`; nothing else has a chance,
+whatever the settings.
+
 **Pace**: `sim_ttft_ms` from admission to the first token, `sim_itl_ms` between tokens, per request; 0 is as fast
 as possible, one token per step. **Capacity**: `max_concurrency` requests run while their prompts and `max_tokens`
 fit the KV pool; the rest wait in order. A token takes 64 KiB of `kv_cache_gb`; without that setting the pool
@@ -50,6 +53,8 @@ from chatfleet.engines.base import (
     TokenLogprobs,
 )
 from chatfleet.engines.checks import check_prompt, check_request
+from chatfleet.engines.matching import Grammars, Matcher
+from chatfleet.engines.simulated_grammar import allowed_tokens, wanted_token
 from chatfleet.engines.simulated_script import (
     END_OF_SEQUENCE,
     SCRIPTED_LOGIT,
@@ -69,16 +74,20 @@ KV_BYTES_PER_TOKEN: Final = 64 * 1024
 CACHE_BLOCK_TOKENS: Final = 16
 
 _BIASED_LOGIT: Final = -10.0
+_PARAMETERS: Final = frozenset(field.name for field in msgspec.structs.fields(SamplingParams))
 
 
 class _Answer:
     """One request: its script and the tokens so far."""
 
-    def __init__(self, request: GenerateRequest, prompt_hash: int, failure_rate: float) -> None:
+    def __init__(
+        self, request: GenerateRequest, prompt_hash: int, failure_rate: float, matcher: Matcher | None
+    ) -> None:
         self.request_id = request.request_id
         self.sampling = sampling = request.sampling
         self.prompt_token_ids = request.prompt_token_ids
         self.given = self.generated = len(request.output_token_ids)
+        self.matcher = matcher
         self.cached_tokens = 0
         self.due_s = 0.0
         self._seeded = sampling.seed is not None and sampling.temperature > 0
@@ -113,12 +122,12 @@ class _Answer:
         first = position == self.given
         prompt_logprobs = self._prompt_logprobs() if first and self.sampling.prompt_logprobs else None
         cached_tokens = self.cached_tokens if first else None
-        if self.sampling.max_tokens == 0:
+        if self.sampling.max_tokens == 0 or (self.matcher is not None and self.matcher.is_finished):
             return TokenDelta(
                 request_id=self.request_id,
                 prompt_logprobs=prompt_logprobs,
                 cached_tokens=cached_tokens,
-                finish_reason="length",
+                finish_reason="length" if self.sampling.max_tokens == 0 else "stop",
             )
         token_id, logprobs = self._choose(position)
         self.generated += 1
@@ -127,9 +136,14 @@ class _Answer:
         if self.sampling.bad_words_token_ids:
             self._said.append(token_id)
         finish_reason: FinishReason | None = None
+        broken: Fault | None = None
         if token_id in self._stops and self.generated > self.sampling.min_tokens:
             finish_reason = "stop"
-        elif self.generated >= self.sampling.max_tokens:
+        elif self.matcher is not None:
+            self.matcher.advance(token_id)
+            broken = self.matcher.fault
+            finish_reason = "stop" if broken is None and self.matcher.is_finished else None
+        if broken is None and finish_reason is None and self.generated >= self.sampling.max_tokens:
             finish_reason = "length"
         return TokenDelta(
             request_id=self.request_id,
@@ -138,24 +152,37 @@ class _Answer:
             prompt_logprobs=prompt_logprobs,
             cached_tokens=cached_tokens,
             finish_reason=finish_reason,
+            fault=broken,
         )
 
     def _choose(self, position: int) -> tuple[int, TokenLogprobs | None]:
-        forbidden = self._stops if position < self.sampling.min_tokens else frozenset()
+        may_stop = position >= self.sampling.min_tokens
+        forbidden = frozenset() if may_stop or self.matcher is not None else self._stops
         if self.sampling.bad_words_token_ids:
             forbidden |= bad_word_ends(self.sampling.bad_words_token_ids, self._said)
         ends = (
             position >= self._script.natural_length
+            and may_stop
             and END_OF_SEQUENCE in self._stops
             and END_OF_SEQUENCE not in forbidden
         )
         scripted = END_OF_SEQUENCE if ends else self._script.token(position)
+        allowed: list[int] = []
+        if self.matcher is not None:
+            allowed = allowed_tokens(self.matcher.allowed(may_stop=may_stop), VOCAB_SIZE)
+            allowed = [token_id for token_id in allowed if token_id not in forbidden] or allowed
+            stops = [token_id for token_id in allowed if may_stop and token_id in self._stops]
+            complete = self.matcher.is_complete
+            scripted = wanted_token(scripted, stops, allowed, self._key, position, is_complete=complete)
         if self._plain and scripted not in forbidden:
             return scripted, None
         logits = base_logits(scripted, self._key, position)
         wanted = self.sampling.logprobs
         own = None if wanted is None else log_softmax(logits)
-        ranked = log_softmax(self._adjusted(logits, forbidden))
+        adjusted = self._adjusted(logits, forbidden)
+        if allowed:
+            adjusted = {token_id: adjusted.get(token_id, _BIASED_LOGIT) for token_id in allowed}
+        ranked = log_softmax(adjusted)
         token_id = self._draw(ranked, position) if self._seeded else ranked[0][0]
         if own is None:
             return token_id, None
@@ -234,13 +261,15 @@ class SimulatedBackend(Backend):
             self._pool_tokens = context_length * config.max_concurrency
         else:
             self._pool_tokens = int(config.kv_cache_gb * 10**9) // KV_BYTES_PER_TOKEN
+        self._grammars = None if config.token_bytes is None else Grammars(config.token_bytes, VOCAB_SIZE)
         self._capabilities = Capabilities(
             engine="simulated",
-            parameters=frozenset(field.name for field in msgspec.structs.fields(SamplingParams)),
+            parameters=_PARAMETERS if self._grammars else _PARAMETERS - {"grammar"},
             context_length=min(context_length, self._pool_tokens),
             vocab_size=VOCAB_SIZE,
             embedding_dim=EMBEDDING_DIM,
             max_top_logprobs=MAX_TOP_LOGPROBS,
+            grammar_syntax="lark" if self._grammars else None,
         )
         self._max_concurrency = config.max_concurrency
         self._failure_rate = config.sim_failure_rate
@@ -265,7 +294,11 @@ class SimulatedBackend(Backend):
 
     def add(self, request: GenerateRequest) -> None:
         check_request(request, self._capabilities)
-        answer = _Answer(request, hash_tokens(request.prompt_token_ids), self._failure_rate)
+        matcher = None
+        if self._grammars is not None and request.sampling.grammar is not None:
+            compiled = self._grammars.compile(request.sampling.grammar).result()
+            matcher = self._grammars.matcher(compiled, request.sampling.stop_token_ids)
+        answer = _Answer(request, hash_tokens(request.prompt_token_ids), self._failure_rate, matcher)
         self._waiting[request.request_id] = answer
         self._admit(self._clock())
 

@@ -1,10 +1,10 @@
 """The backend: openvino-genai's ContinuousBatchingPipeline behind the engine interface."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,21 @@ from chatfleet.engines.base import (
     Fault,
     FinishReason,
     GenerateRequest,
+    RequestRefused,
     SamplingParams,
     TokenDelta,
-    TokenLogprobs,
 )
 from chatfleet.engines.checks import check_prompt, check_request
 from chatfleet.engines.memory import available_bytes, kv_blocks
 from chatfleet.engines.openvino.adapter_files import read_adapter
 from chatfleet.engines.openvino.admission import Need, Pool
 from chatfleet.engines.openvino.devices import find_device, load_advice
+from chatfleet.engines.openvino.grammars import MEMORY_BYTES, POLL_S, Grammars
 from chatfleet.engines.openvino.lora import adapted_folder, show_effect
 from chatfleet.engines.openvino.model_files import ModelInfo, first_line, inspect_model, ir_folder
 from chatfleet.engines.openvino.prefill import measure_step_cost, step_tokens
 from chatfleet.engines.openvino.reading import HiddenStates, LogProbabilities, OnDemand, embedding
+from chatfleet.engines.openvino.running import Running
 from chatfleet.engines.openvino.sampling import generation_settings, has_state, honoured_parameters
 from chatfleet.engines.openvino.scoring import PromptLogprobs, PromptScorer
 from chatfleet.engines.openvino.speculation import pipeline_folder, plan_speculation
@@ -46,6 +48,9 @@ MIN_SPECULATING = 8
 
 WHOLE_PROMPT_TOKENS = 1024
 """The longest prompt that is read beside other requests where a draft model proposes: a second of a 0.4B model's."""
+
+_MOST_USED = 2.0
+"""Of the memory for compiled grammars. From here on nothing begins until it is freed."""
 
 MAX_RESTARTS = 3
 """A request that the pipeline ignored for want of memory starts again this often before it fails."""
@@ -62,34 +67,6 @@ _FINISH_REASONS: dict[Any, FinishReason] = {
 }
 
 
-@dataclass
-class _Running:
-    """A request in the pipeline. `token_ids` are those of the answer so far: given, or generated, restarts included.
-
-    The first `inherited` of them were there before the pipeline had the request as it is now. The last `repeated` of
-    these it generates once more, where it cannot go on behind them.
-    """
-
-    request: GenerateRequest
-    token_ids: list[int]
-    inherited: int
-    prompt_logprobs: PromptLogprobs | None = None
-    """Still to be given, with the first delta."""
-    handle: Any = None
-    repeated: int = 0
-    restarts: int = 0
-
-    @property
-    def need(self) -> Need:
-        prompt = len(self.request.prompt_token_ids)
-        now = prompt + len(self.token_ids)
-        return Need(
-            now=now,
-            end=prompt + self.request.sampling.max_tokens,
-            unread=now if len(self.token_ids) == self.inherited else 0,
-        )
-
-
 class OpenVINOBackend(Backend):
     """Serves a GGUF file or an OpenVINO IR folder with continuous batching and prefix caching.
 
@@ -100,7 +77,8 @@ class OpenVINOBackend(Backend):
 
     An answer that another engine has begun goes on from its exact tokens. What the pipeline keeps beside the tokens
     begins anew there: the counts of presence and frequency penalties, and the random numbers behind a seed. In
-    deterministic mode such a request is generated again from its prompt, up to where it was, and so goes on exactly.
+    deterministic mode such a request is generated again from its prompt, up to where it was, and so goes on exactly;
+    not one with a grammar, which is of the rest alone.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -121,26 +99,35 @@ class OpenVINOBackend(Backend):
             self._pool = self._plan_pool()
         except RuntimeError as exc:  # the device computes nothing
             raise self._cannot_load(exc) from exc
+        takes_grammars = config.token_bytes is not None and self._speculation is None
         self._capabilities = Capabilities(
             engine="openvino",
             parameters=honoured_parameters(
-                shifted_logits=self._model.is_gguf, speculates=self._speculation is not None
+                shifted_logits=self._model.is_gguf,
+                speculates=self._speculation is not None,
+                knows_text=config.token_bytes is not None,
             ),
             context_length=min(self._context_length, self._pool.longest),
             vocab_size=self._model.vocab_size,
             embedding_dim=self._model.hidden_size,
+            grammar_syntax="ebnf" if takes_grammars else None,
         )
         self._hidden_states = OnDemand(self._load_hidden_states)
         self._scorer = PromptScorer(
             self._hidden_states, OnDemand(self._load_log_probabilities), step_tokens=self._pool.step_tokens
         )
-        self._waiting: deque[_Running] = deque()
-        self._running: dict[int, _Running] = {}
+        self._compiling: deque[Running] = deque()
+        """Requests whose grammars are not compiled yet."""
+        self._ask_at = 0.0
+        """When to ask for them again, by the monotonic clock in seconds."""
+        self._waiting: deque[Running] = deque()
+        self._running: dict[int, Running] = {}
         self._leaving: list[Need] = []
         """Cancelled requests, whose KV the pipeline frees at the end of its next step."""
         self._next_pipeline_id = 0
         self._generated_tokens = 0
         self._steps = 0
+        self._grammars: Grammars | None = None
         self._pipeline: Any = self._build_pipeline()
         logger.info(
             "%s on %s: context %d, KV pool %d tokens, up to %d requests and %d tokens a step",
@@ -172,18 +159,23 @@ class OpenVINOBackend(Backend):
 
     def _enqueue(self, request: GenerateRequest, prompt_logprobs: PromptLogprobs | None = None) -> None:
         begun = request.output_token_ids
-        self._waiting.append(_Running(request, list(begun), len(begun), prompt_logprobs))
+        queue = self._waiting if request.sampling.grammar is None else self._compiling
+        queue.append(Running(request, list(begun), len(begun), prompt_logprobs))
 
     def cancel(self, request_id: int) -> None:
         self._scorer.cancel(request_id)
-        self._waiting = deque(entry for entry in self._waiting if entry.request.request_id != request_id)
+        self._compiling, self._waiting = (
+            deque(entry for entry in queue if entry.request.request_id != request_id)
+            for queue in (self._compiling, self._waiting)
+        )
         entry = self._running.pop(request_id, None)
         if entry is not None:
             entry.handle.cancel()
             self._leaving.append(entry.need)
 
     def step(self) -> list[TokenDelta]:
-        deltas = self._score()
+        deltas = self._score() + self._compile()
+        self._forget_grammars()
         self._admit()
         if not self._pipeline.has_non_finished_requests():
             return deltas
@@ -207,16 +199,45 @@ class OpenVINOBackend(Backend):
                 self._enqueue(request, result)
         return deltas
 
+    def _compile(self) -> list[TokenDelta]:
+        """Queue the requests whose grammars are compiled, and answer those whose grammars cannot be."""
+        deltas = []
+        for entry in [self._compiling.popleft() for _ in range(len(self._compiling))]:
+            try:
+                queue = self._waiting if self._is_compiled(entry) else self._compiling
+            except RequestRefused as exc:
+                deltas.append(TokenDelta(request_id=entry.request.request_id, fault=exc.fault))
+            else:
+                queue.append(entry)
+        self._ask_at = time.monotonic() + POLL_S
+        return deltas
+
+    def _is_compiled(self, entry: Running) -> bool:
+        grammar = entry.request.sampling.grammar
+        return grammar is None or self._grammars is None or self._grammars.ready(grammar)
+
+    def _forget_grammars(self) -> None:
+        """Load the model anew where compiled grammars have taken too much memory, once nothing runs."""
+        if self._grammars is None or self._grammars.used < 1 or self._running or self._leaving:
+            return
+        logger.info("compiled grammars take %.0f MB: loading the model anew", self._grammars.used * MEMORY_BYTES / 1e6)
+        self._compiling.extendleft(reversed(self._waiting))
+        self._waiting.clear()
+        self._pipeline = None
+        self._pipeline = self._build_pipeline()
+
     def next_step_s(self) -> float | None:
         if self._waiting or self._pipeline.has_non_finished_requests():
             return 0.0
-        return self._scorer.next_step_s()
+        asking_s = max(0.0, self._ask_at - time.monotonic()) if self._compiling else None
+        times = (asking_s, self._scorer.next_step_s())
+        return min((time_s for time_s in times if time_s is not None), default=None)
 
     def stats(self) -> EngineStats:
         usage = self._pipeline.get_metrics().cache_usage / 100 if self._running else 0.0
         return EngineStats(
             running=len(self._running),
-            waiting=len(self._waiting) + len(self._scorer),
+            waiting=len(self._compiling) + len(self._waiting) + len(self._scorer),
             kv_cache_usage=min(1.0, usage),
             generated_tokens=self._generated_tokens,
             steps=self._steps,
@@ -257,10 +278,13 @@ class OpenVINOBackend(Backend):
         self._forget_requests()
         self._hidden_states.forget()
         self._pipeline = None
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _forget_requests(self) -> None:
         self._scorer.clear()
         self._running.clear()
+        self._compiling.clear()
         self._waiting.clear()
         self._leaving.clear()
 
@@ -316,14 +340,29 @@ class OpenVINOBackend(Backend):
         # the cache (openvino-genai 2026.4.1). Why is not known, so a draft model goes without it, too.
         scheduler.enable_prefix_caching = self._speculation is None
         try:
+            self._grammars = self._make_grammars()
             with self._pipeline_properties() as (folder, properties):
-                pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, self._device, properties)
+                if self._grammars is None:
+                    pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, self._device, properties)
+                else:
+                    tokenizer = self._grammars.tokenizer
+                    pipeline = genai.ContinuousBatchingPipeline(
+                        str(folder), tokenizer, scheduler, self._device, **properties
+                    )
             self._warm_up(pipeline)
             if self._adapter is not None:
                 show_effect(self._adapter, self._model.vocab_size, partial(self._say, pipeline))
         except (RuntimeError, MemoryError) as exc:
             raise self._cannot_load(exc) from exc
         return pipeline
+
+    def _make_grammars(self) -> Grammars | None:
+        if self._grammars is not None:
+            self._grammars.close()
+        token_bytes = self._config.token_bytes
+        if token_bytes is None or self._capabilities.grammar_syntax is None:
+            return None
+        return Grammars(token_bytes, self._model.vocab_size)
 
     def _cannot_load(self, exc: Exception) -> ConfigurationError:
         return ConfigurationError(
@@ -365,16 +404,19 @@ class OpenVINOBackend(Backend):
 
     def _admit(self) -> None:
         while self._waiting:
+            if self._grammars is not None and self._grammars.used > _MOST_USED:
+                return  # what runs comes to its end, then memory is freed
             first = self._waiting[0]
             holding = [*(entry.need for entry in self._running.values()), *self._leaving]
             if holding and (first.restarts or not self._pool.admits(first.need, holding)):
                 return  # in order, and what was ignored once runs alone
             self._submit(self._waiting.popleft())
 
-    def _submit(self, entry: _Running) -> None:
+    def _submit(self, entry: Running) -> None:
         sampling = entry.request.sampling
         entry.inherited = len(entry.token_ids)
-        entry.repeated = entry.inherited if self._config.deterministic and has_state(sampling) else 0
+        again = self._config.deterministic and has_state(sampling) and sampling.grammar is None
+        entry.repeated = entry.inherited if again else 0
         given = entry.token_ids[: entry.inherited - entry.repeated]
         settings = self._settings(sampling, given=len(given))
         prompt = np.array([entry.request.prompt_token_ids + given], np.int64)
@@ -385,6 +427,8 @@ class OpenVINOBackend(Backend):
         settings = generation_settings(sampling, given=given, vocab_size=self._model.vocab_size)
         if self._speculation is not None:
             settings |= self._speculation.settings(is_greedy=not settings["do_sample"])
+        if self._grammars is not None and sampling.grammar is not None:
+            settings |= self._grammars.settings(sampling.grammar, ignore_eos=settings["ignore_eos"])
         return settings
 
     def _add_request(self, pipeline: Any, prompt: "np.ndarray", settings: dict[str, Any]) -> Any:
@@ -394,7 +438,7 @@ class OpenVINOBackend(Backend):
         self._next_pipeline_id += 1  # a restarted request is another one to the pipeline
         return pipeline.add_request(self._next_pipeline_id, ov.Tensor(prompt), config)
 
-    def _collect(self, entry: _Running) -> TokenDelta | None:
+    def _collect(self, entry: Running) -> TokenDelta | None:
         """What the last step brought `entry`, which leaves the running ones if it is done."""
         request_id, handle = entry.request.request_id, entry.handle
         token_ids: list[int] = []
@@ -405,10 +449,12 @@ class OpenVINOBackend(Backend):
                 token_ids += output.generated_ids
                 logprobs += output.generated_log_probs
                 finish_reason = _FINISH_REASONS.get(output.finish_reason)
+        if finish_reason == "stop" and entry.is_mark(token_ids[-1]):
+            token_ids, logprobs = token_ids[:-1], logprobs[:-1]
         fault = None
         if entry.repeated and token_ids:
             repeated = entry.repeated
-            fault = self._compare(entry, token_ids, ended=finish_reason is not None)
+            fault = entry.compare(token_ids, ended=finish_reason is not None)
             token_ids, logprobs = token_ids[repeated:], logprobs[repeated:]
         entry.token_ids += token_ids
         status = handle.get_status()
@@ -427,33 +473,19 @@ class OpenVINOBackend(Backend):
         return TokenDelta(
             request_id=request_id,
             token_ids=token_ids,
-            logprobs=self._logprobs(entry, token_ids, logprobs),
+            logprobs=entry.logprobs(token_ids, logprobs),
             prompt_logprobs=prompt_logprobs,
             finish_reason=None if fault else finish_reason,
             fault=fault,
         )
 
-    def _compare(self, entry: _Running, token_ids: list[int], *, ended: bool) -> Fault | None:
-        """Take tokens that are generated once more. Those that differ, or end the answer, are a fault."""
-        start = entry.inherited - entry.repeated
-        count = min(len(token_ids), entry.repeated)
-        entry.repeated -= count
-        if token_ids[:count] == entry.token_ids[start : start + count] and not (ended and entry.repeated):
-            return None
-        return Fault(message="The engine generated other tokens than the ones that the answer has begun with.")
-
-    def _restart(self, entry: _Running) -> Fault | None:
+    def _restart(self, entry: Running) -> Fault | None:
         """Queue an ignored request again, first in line, with what it has generated as given tokens."""
         entry.restarts += 1
-        if entry.restarts > MAX_RESTARTS:
+        if entry.restarts > MAX_RESTARTS or not entry.can_restart:
             return Fault(message="The engine ran out of KV cache memory for this request.")
         self._waiting.appendleft(entry)
         return None
-
-    def _logprobs(self, entry: _Running, token_ids: list[int], logprobs: list[float]) -> list[TokenLogprobs] | None:
-        if entry.request.sampling.logprobs is None or not token_ids:
-            return None
-        return [TokenLogprobs(token_id, value) for token_id, value in zip(token_ids, logprobs, strict=True)]
 
 
 def _context_length(config: EngineConfig, model: ModelInfo) -> int:

@@ -12,7 +12,7 @@ BASE_PARAMETERS = frozenset(
 """Honoured with any model. Which penalties are depends on the graph: see `honoured_parameters`."""
 
 
-def honoured_parameters(*, shifted_logits: bool, speculates: bool) -> frozenset[str]:
+def honoured_parameters(*, shifted_logits: bool, speculates: bool, knows_text: bool = True) -> frozenset[str]:
     """The `SamplingParams` fields that a model can honour.
 
     openvino-genai (2026.4.1 and before) adds presence and frequency penalties to negative logits where it
@@ -24,12 +24,17 @@ def honoured_parameters(*, shifted_logits: bool, speculates: bool) -> frozenset[
     the logits are shifted, and often before them where they are not. Where it speculates it stops
     too soon.
 
-    Not among them: `logit_bias` and `bad_words_token_ids`, for which the pipeline has nothing. (Its grammars know
-    text, not tokens, and need the tokenizer that it does not have here.)
+    Grammars need to know what text the tokens stand for (`EngineConfig.token_bytes`). Where the pipeline speculates
+    there are none: tokens that a draft proposes behind the end of a grammar fail the step.
+
+    Not among them: `logit_bias` and `bad_words_token_ids`, for which the pipeline has nothing. (Its grammars are over
+    text, not tokens.)
     """
     of_graph = {"presence_penalty", "frequency_penalty"} if shifted_logits else {"repetition_penalty"}
     if shifted_logits and not speculates:
         of_graph.add("min_tokens")
+    if knows_text and not speculates:
+        of_graph.add("grammar")
     return BASE_PARAMETERS | of_graph
 
 
@@ -110,6 +115,10 @@ def _check(sampling: SamplingParams) -> None:
         raise _refused("repetition_penalty", "repetition_penalty must be more than 0.")
     if any(token_id < 0 for token_id in sampling.stop_token_ids):
         raise _refused("stop_token_ids", "stop_token_ids must not be negative.")
+    if sampling.grammar is not None and sampling.min_tokens:
+        # Where the grammar is complete and the end forbidden, no token is left, and the pipeline takes token 0.
+        message = "The openvino engine does not support min_tokens together with structured output."
+        raise RequestRefused(Fault(message=message, kind="unsupported", param="min_tokens"))
 
 
 def _refused(param: str, message: str) -> RequestRefused:

@@ -59,7 +59,7 @@ def plan_speculation(config: EngineConfig, model: ModelInfo) -> Speculation | No
 @contextmanager
 def pipeline_folder(model: ModelInfo) -> Iterator[Path]:
     """As `ir_folder`, with an empty tokenizer: a pipeline that speculates asks both models' whether they are equal."""
-    from chatfleet.engines.openvino.conversion import write_empty_tokenizer
+    from chatfleet.engines.openvino.vocabulary import write_empty_tokenizer
 
     with ir_folder(model) as source, TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
         folder = Path(name)

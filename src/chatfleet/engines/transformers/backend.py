@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import Future
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from chatfleet.engines.base import (
     TokenLogprobs,
 )
 from chatfleet.engines.checks import check_prompt, check_request
+from chatfleet.engines.matching import COMPILE_POLL_S, Grammar, Grammars
 from chatfleet.engines.memory import KV_FRACTION, available_bytes, kv_blocks
 from chatfleet.engines.transformers import HONOURED_PARAMETERS, MAX_TOP_LOGPROBS
 from chatfleet.engines.transformers.loading import load_model
@@ -73,13 +75,18 @@ class TransformersBackend(Backend):
         )
         self._owed: set[int] = set()
         """Requests that gave their pages to an embedding and have had no token since."""
+        tokens_of = config.token_bytes
+        self._grammars = None if tokens_of is None else Grammars(tokens_of, self._loaded.vocab_size)
+        self._compiling: dict[int, tuple[GenerateRequest, Future[Grammar | Fault]]] = {}
+        """Requests that wait for their grammar, by id."""
         self._capabilities = Capabilities(
             engine="transformers",
-            parameters=HONOURED_PARAMETERS,
+            parameters=HONOURED_PARAMETERS if self._grammars else HONOURED_PARAMETERS - {"grammar"},
             context_length=min(self._loaded.context_length, self._pool.tokens),
             vocab_size=self._loaded.vocab_size,
             embedding_dim=self._loaded.hidden_size,
             max_top_logprobs=MAX_TOP_LOGPROBS,
+            grammar_syntax="lark" if self._grammars else None,
         )
         self._generated_tokens = 0
         self._steps = 0
@@ -102,20 +109,29 @@ class TransformersBackend(Backend):
 
     def add(self, request: GenerateRequest) -> None:
         check_request(request, self._capabilities)
-        self._scheduler.add(self._sequence(request))
+        if request.sampling.grammar is None or self._grammars is None:
+            self._scheduler.add(self._sequence(request))
+            return
+        compiled = self._grammars.compile(request.sampling.grammar)
+        if compiled.done():
+            self._scheduler.add(self._sequence(request, compiled.result()))
+        else:
+            self._compiling[request.request_id] = (request, compiled)
 
     def cancel(self, request_id: int) -> None:
         self._remove(request_id)
 
     def _remove(self, request_id: int) -> None:
+        self._compiling.pop(request_id, None)
         self._owed.discard(request_id)
         self._scheduler.remove(request_id)
 
     @torch.inference_mode()
     def step(self) -> list[TokenDelta]:
+        refused = self._add_compiled()
         parts = self._scheduler.plan()
         if not parts:
-            return []
+            return refused
         logits = self._runner.run(parts)
         drawn = self._draw(logits)
         for part, rows in logits.prompts:
@@ -124,15 +140,17 @@ class TransformersBackend(Backend):
         self._steps += 1
         deltas = [self._advance(*entry) for entry in drawn]
         self._generated_tokens += sum(len(delta.token_ids) for delta in deltas)
-        return deltas
+        return refused + deltas
 
     def next_step_s(self) -> float | None:
-        return 0.0 if self._scheduler.has_work else None
+        if self._scheduler.has_work or any(compiled.done() for _, compiled in self._compiling.values()):
+            return 0.0
+        return COMPILE_POLL_S if self._compiling else None
 
     def stats(self) -> EngineStats:
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + len(self._compiling),
             kv_cache_usage=self._pool.usage,
             generated_tokens=self._generated_tokens,
             steps=self._steps,
@@ -169,8 +187,21 @@ class TransformersBackend(Backend):
 
     def recover(self) -> None:
         self._owed.clear()
+        self._compiling.clear()
         self._scheduler.clear()
         self._runner.allocate(self._pool.pages, PAGE_TOKENS)
+
+    def _add_compiled(self) -> list[TokenDelta]:
+        """Let those go whose grammar is there. Returns the faults of those whose grammar is refused."""
+        refused = []
+        for request_id, (request, compiled) in list(self._compiling.items()):
+            if compiled.done():
+                del self._compiling[request_id]
+                try:
+                    self._scheduler.add(self._sequence(request, compiled.result()))
+                except RequestRefused as exc:
+                    refused.append(TokenDelta(request_id=request_id, fault=exc.fault))
+        return refused
 
     def _draw(self, logits: StepLogits) -> list[tuple[Running, int, TokenLogprobs | None, str | None]]:
         if not logits.sequences:  # all of the step was prompts that go on
@@ -178,20 +209,27 @@ class TransformersBackend(Backend):
         sampled = self._sampler.sample(logits.rows, [sequence.row for sequence in logits.sequences])
         return list(zip(logits.sequences, *sampled, strict=True))
 
-    def _advance(self, sequence: Running, token_id: int, entry: TokenLogprobs | None, fault: str | None) -> TokenDelta:
+    def _advance(
+        self, sequence: Running, token_id: int, entry: TokenLogprobs | None, failure: str | None
+    ) -> TokenDelta:
         """A sequence's next token, and what goes with its first one. After its last one it is gone from the engine."""
-        sampling = sequence.request.sampling
+        sampling, row = sequence.request.sampling, sequence.row
         finish_reason: FinishReason | None = None
-        token_ids = [token_id] if sampling.max_tokens > 0 and fault is None else []
+        token_ids = [token_id] if sampling.max_tokens > 0 and failure is None and not row.is_whole else []
         for token_id in token_ids:
             sequence.token_ids.append(token_id)
-            sequence.row.append(token_id)
-            if token_id in sampling.stop_token_ids and sequence.row.generated > sampling.min_tokens:
+            row.append(token_id)
+            if token_id in sampling.stop_token_ids and row.generated > sampling.min_tokens:
                 finish_reason = "stop"
-        if fault is not None:
+        fault = row.fault
+        if failure is not None:
+            fault = Fault(message=f"The model failed on this request: {failure}")
             self._runner.wipe(self._pool.withdraw(sequence.pages))
-        elif finish_reason is None and sequence.row.generated >= sampling.max_tokens:
-            finish_reason = "length"
+        elif fault is None and finish_reason is None:
+            if row.is_whole:
+                finish_reason = "stop"
+            elif row.generated >= sampling.max_tokens:
+                finish_reason = "length"
         self._owed.discard(sequence.request_id)
         if fault is not None or finish_reason is not None:
             self._remove(sequence.request_id)
@@ -203,7 +241,7 @@ class TransformersBackend(Backend):
             prompt_logprobs=[None, *sequence.prompt_logprobs] if is_first and sampling.prompt_logprobs else None,
             cached_tokens=sequence.cached_tokens if is_first else None,
             finish_reason=finish_reason,
-            fault=None if fault is None else Fault(message=f"The model failed on this request: {fault}"),
+            fault=fault,
         )
 
     def _take_prompt_logprobs(self, part: Part, logits: torch.Tensor) -> None:
@@ -279,7 +317,11 @@ class TransformersBackend(Backend):
         self._pool.give_back(sequence.pages)
         return min(times)
 
-    @staticmethod
-    def _sequence(request: GenerateRequest) -> Running:
-        row = RowState(request.sampling, request.prompt_token_ids, request.output_token_ids)
+    def _sequence(self, request: GenerateRequest, compiled: Grammar | Fault | None = None) -> Running:
+        """Raises RequestRefused for a grammar that could not be compiled."""
+        sampling = request.sampling
+        matcher = None
+        if compiled is not None and self._grammars is not None:
+            matcher = self._grammars.matcher(compiled, sampling.stop_token_ids)
+        row = RowState(sampling, request.prompt_token_ids, request.output_token_ids, matcher)
         return Running(request, row, request.prompt_token_ids + request.output_token_ids)

@@ -2,8 +2,9 @@
 
 What is done to a row, in vLLM's order: log probabilities are of the model's own distribution; then `logit_bias`,
 forbidden tokens (`min_tokens`, bad words), `repetition_penalty` (tokens of prompt and answer),
-`frequency_penalty` and `presence_penalty` (tokens of the answer), `temperature` (under 1e-5: the likeliest token),
-`min_p`, `top_k`, `top_p`, and a draw. Among equals the lowest token ids come first, in all of these.
+`frequency_penalty` and `presence_penalty` (tokens of the answer), what the grammar does not allow, `temperature`
+(under 1e-5: the likeliest token), `min_p`, `top_k`, `top_p`, and a draw. Among equals the lowest token ids come first,
+in all of these.
 
 A draw is by inverse distribution function, at a number that is a hash of the request's seed and the count of tokens
 before. It depends on nothing else: the same alone, in any batch, and gone on with later.
@@ -24,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from chatfleet.engines.base import GREEDY_BELOW, SamplingParams, TokenLogprobs
+from chatfleet.engines.base import GREEDY_BELOW, Fault, SamplingParams, TokenLogprobs
+from chatfleet.engines.matching import Matcher
 from chatfleet.engines.transformers import drawing, selection
 
 NOT_NUMBERS: Final = (
@@ -32,8 +34,8 @@ NOT_NUMBERS: Final = (
     "too large for the data type: start the worker with --dtype float32 or bfloat16."
 )
 NOTHING_LEFT: Final = (
-    "No token is left to choose: 'logit_bias', 'bad_words', 'min_tokens' or the penalties exclude all of them. "
-    "Loosen one of these."
+    "No token is left to choose: 'logit_bias', 'bad_words', 'min_tokens' or the penalties exclude all of them that the "
+    "output's format allows. Loosen one of these."
 )
 
 _CHUNK_BYTES: Final = 16 * 10**6
@@ -109,13 +111,19 @@ class RowState:
     """What the choice of a request's next token depends on, besides logits. Made when the request is admitted.
 
     `output_token_ids` are the answer's tokens so far: the state is as if each had been appended. Token ids that the
-    model does not have are disregarded. A request without a seed gets a random one.
+    model does not have are disregarded. A request without a seed gets a random one. `matcher` is where the answer is in
+    its grammar, behind `output_token_ids`.
     """
 
     def __init__(
-        self, sampling: SamplingParams, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
+        self,
+        sampling: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        output_token_ids: Sequence[int],
+        matcher: Matcher | None = None,
     ) -> None:
         self.sampling = sampling
+        self.matcher = matcher
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64
         self.generated = len(output_token_ids)
         self.is_greedy = sampling.temperature < GREEDY_BELOW
@@ -127,17 +135,21 @@ class RowState:
         self._bad_words = _BadWords(sampling.bad_words_token_ids) if sampling.bad_words_token_ids else None
         if self._bad_words is not None:
             self._bad_words.append(output_token_ids)
-        self._is_edited_always = penalised or bool(sampling.logit_bias or sampling.bad_words_token_ids)
+        self._is_edited_always = penalised or bool(sampling.logit_bias or sampling.bad_words_token_ids or matcher)
 
     @property
     def is_edited(self) -> bool:
         """Whether the next token's logits are changed before they are compared."""
-        return self._is_edited_always or (
-            self.generated < self.sampling.min_tokens and bool(self.sampling.stop_token_ids)
-        )
+        return self._is_edited_always or (not self._may_stop and bool(self.sampling.stop_token_ids))
+
+    @property
+    def _may_stop(self) -> bool:
+        return self.generated >= self.sampling.min_tokens
 
     def append(self, token_id: int) -> None:
         """Say that `token_id` is the answer's next token."""
+        if self.matcher is not None and not (self._may_stop and token_id in self.sampling.stop_token_ids):
+            self.matcher.advance(token_id)
         self.generated += 1
         if self.counts is not None:
             self.counts.add(token_id)
@@ -145,11 +157,27 @@ class RowState:
             self._bad_words.append((token_id,))
 
     def forbidden(self) -> list[int]:
-        """The tokens that may not come next."""
+        """The tokens that may not come next, whatever the grammar says."""
         token_ids = [] if self._bad_words is None else self._bad_words.forbidden()
-        if self.generated < self.sampling.min_tokens:
+        if not self._may_stop and self.matcher is None:
             token_ids = [*token_ids, *self.sampling.stop_token_ids]
         return token_ids
+
+    def allowed(self) -> bytes | None:
+        """The tokens that the grammar allows, as `Matcher.allowed` gives them; None where these are all."""
+        if self.matcher is None or self.is_whole:
+            return None
+        return self.matcher.allowed(may_stop=self._may_stop)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the grammar allows no other token behind these."""
+        return self.matcher is not None and self.matcher.is_finished
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why the answer cannot go on within its grammar."""
+        return None if self.matcher is None else self.matcher.fault
 
 
 class Sampler:
@@ -161,6 +189,9 @@ class Sampler:
         self._chunk_bytes = _chunk_bytes(device)
         # Running sums in float64, so that they do not depend on what is summed beside; not every device has it.
         self._sum_type = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+        bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device) & 1
+        self._of_byte = torch.zeros(256, 8, device=device).masked_fill_(bits == 0, float("-inf"))
+        """What a mask's byte adds to eight logits."""
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Sequence[RowState]) -> Sampled:
@@ -231,7 +262,7 @@ class Sampler:
         return best, chosen
 
     def _edit(self, work: torch.Tensor, rows: Sequence[RowState]) -> None:
-        """Biases, forbidden tokens and penalties, each as one operation on single elements."""
+        """Biases, forbidden tokens and penalties, each as one operation on single elements; then grammars."""
         flat = work.view(-1)
         biased = [(index, row) for index, row in enumerate(rows) if row.bias_ids.size]
         if biased:
@@ -259,6 +290,19 @@ class Sampler:
             values_now = flat.index_select(0, index)
             values_now = torch.where(values_now > 0, values_now / factor, values_now * factor)
             flat.index_copy_(0, index, values_now - self._upload(minus[known]))
+        masks = [(index, mask) for index, row in enumerate(rows) if (mask := row.allowed()) is not None]
+        if masks:
+            self._mask(work, masks)
+
+    def _mask(self, work: torch.Tensor, masks: Sequence[tuple[int, bytes]]) -> None:
+        """Leave each row (index, mask) what the mask allows. By a table of bytes that takes 0.5 ms for 8 rows of 151936
+        on a CPU, by unpacked bits and `masked_fill_` twice as long."""
+        mask = np.frombuffer(bytearray().join(mask for _, mask in masks), dtype=np.uint8).reshape(len(masks), -1)
+        added = torch.nn.functional.embedding(self._upload(mask).int(), self._of_byte).flatten(1)[:, : self._vocab_size]
+        if len(masks) == len(work):
+            work.add_(added)
+        else:
+            work.index_add_(0, self._upload(np.array([index for index, _ in masks], dtype=np.int64)), added)
 
     def _places(self, token_ids: Sequence[tuple[int, Integers]]) -> tuple[Integers, npt.NDArray[np.bool_]]:
         """Where the tokens of each (row, tokens) are among all logits; and which of them the model has."""
