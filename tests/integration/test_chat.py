@@ -46,7 +46,8 @@ def test_every_role_and_form_of_content_reaches_the_template(http: httpx.Client)
         {"role": "assistant", "content": "It is blue."},
     ]
     assert rendered(http, messages) == (
-        "system\nBe brief.\nsystem\none\ntwo\nuser\nGrüße 你好 🙂\nassistant\n\ntool\nblue\n"
+        "system\nBe brief.\nsystem\none\ntwo\nuser\nGrüße 你好 🙂\nassistant\n\n<tool_call>\n"
+        '{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>\ntool\nblue\n'
         "assistant\nIt is blue.\nassistant\n"
     )
     assert http.post(PATH, json={"messages": messages}).status_code == 200
@@ -154,18 +155,10 @@ def test_a_stop_token_ends_the_text_and_does_not_show(http: httpx.Client) -> Non
 
 def test_what_openai_knows_and_we_do_not_honour_is_refused_by_name(http: httpx.Client) -> None:
     refused: Json = {
-        "response_format": {"type": "json_object"},
-        "tool_choice": "required",
-        "reasoning_effort": "low",
         "modalities": ["audio"],
         "audio": {"voice": "alloy", "format": "wav"},
-        "prediction": {"type": "content", "content": "x"},
-        "store": True,
         "web_search_options": {},
-        "service_tier": "flex",
-        "verbosity": "low",
-        "functions": [{"name": "f"}],
-        "function_call": {"name": "f"},
+        "moderation": {"model": "m"},
     }
     for field, value in refused.items():
         response = http.post(PATH, json={"messages": user("hi"), field: value})

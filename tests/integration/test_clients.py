@@ -140,43 +140,84 @@ def test_embeddings_of_alike_texts_are_alike(client: openai.OpenAI) -> None:
     assert response.usage.prompt_tokens > 0
 
 
-def test_a_tool_call_and_its_result(client: openai.OpenAI) -> None:
-    """The call comes as text in the Hermes form; parsing it into tool_calls is a later feature."""
-    tools: list[Any] = [
-        {
-            "type": "function",
-            "function": {
-                "name": "get_weather",
-                "description": "Get the weather at a place",
-                "parameters": {
-                    "type": "object",
-                    "properties": {"location": {"type": "string"}},
-                    "required": ["location"],
-                },
-            },
-        }
-    ]
-    question = ("user", "What is the weather in Oslo?")
-    called = ask(client, question, tools=tools)
-    call = json.loads(called.partition("<tool_call>")[2].partition("</tool_call>")[0])
-    assert call == {"name": "get_weather", "arguments": {"location": "Oslo"}}
-    messages: list[Any] = [
-        {"role": "user", "content": question[1]},
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [
-                {
-                    "id": "call_1",
-                    "type": "function",
-                    "function": {"name": call["name"], "arguments": json.dumps(call["arguments"])},
-                }
-            ],
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather at a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"location": {"type": "string"}},
+            "required": ["location"],
         },
-        {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature": 7, "condition": "rain"}'},
-    ]
-    answer = client.chat.completions.create(model=MODEL, messages=messages, tools=tools, temperature=0)
+    },
+}
+
+
+def test_a_tool_call_its_result_and_the_answer(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    called = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0).choices[0]
+    assert called.finish_reason == "tool_calls" and called.message.content is None
+    (call,) = called.message.tool_calls or []
+    assert call.type == "function" and call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"location": "Oslo"}
+    messages.append(called.message)
+    messages.append({"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 7, "condition": "rain"}'})
+    answer = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0)
+    assert answer.choices[0].finish_reason == "stop"
     assert "7" in (answer.choices[0].message.content or "")
+
+
+def test_two_calls_in_one_turn_and_their_results(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo and in Rome?"}]
+    called = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0).choices[0]
+    calls = called.message.tool_calls or []
+    assert [json.loads(call.function.arguments)["location"] for call in calls if call.type == "function"] == [
+        "Oslo",
+        "Rome",
+    ]
+    assert calls[0].id != calls[1].id
+    messages.append(called.message)
+    for call in calls:
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 7, "condition": "rain"}'})
+    answer = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0)
+    assert all(word in (answer.choices[0].message.content or "") for word in ("Oslo", "7", "Rome"))
+    alone = client.chat.completions.create(
+        model=MODEL, messages=messages[:1], tools=[WEATHER], temperature=0, parallel_tool_calls=False
+    )
+    assert len(alone.choices[0].message.tool_calls or []) == 1
+
+
+def test_a_streamed_call_gives_its_name_first_and_then_its_arguments(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    chunks = list(
+        client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0, stream=True)
+    )
+    pieces = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    first, *rest = pieces
+    assert first.function is not None and first.function.name == "get_weather" and first.id and first.index == 0
+    assert len(rest) > 2 and all(piece.id is None and piece.index == 0 for piece in rest)
+    arguments = "".join(piece.function.arguments or "" for piece in pieces if piece.function)
+    assert json.loads(arguments) == {"location": "Oslo"}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+
+
+def test_langchain_calls_tools_and_structures(tiny_endpoint: Endpoint) -> None:
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(base_url=f"{tiny_endpoint.url}/v1", api_key="none", model=MODEL, temperature=0)  # type: ignore[arg-type]
+    called = chat.bind_tools([WEATHER]).invoke("What is the weather in Oslo?")
+    assert [(call["name"], call["args"]) for call in called.tool_calls] == [("get_weather", {"location": "Oslo"})]
+    schema = {
+        "title": "city",
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "big": {"type": "boolean"}},
+        "required": ["name", "big"],
+        "additionalProperties": False,
+    }
+    made = chat.with_structured_output(schema, method="json_schema").invoke("Is Paris a big city?")
+    assert isinstance(made, dict) and made.keys() == {"name", "big"} and isinstance(made["big"], bool)
 
 
 def test_langchain_chats_and_streams(tiny_endpoint: Endpoint) -> None:

@@ -41,7 +41,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     path: Path = tmp_path_factory.mktemp("templates") / "template.jinja"
     path.write_text(TEMPLATE)
     arguments = ("--chat-template", str(path), "--chat-template-kwargs", '{"colour": "red", "shade": "dark"}')
-    with WorkerProcess("--engine", "simulated", *arguments) as worker:
+    with WorkerProcess("--engine", "simulated", "--tool-parser", "none", *arguments) as worker:
         yield worker
 
 

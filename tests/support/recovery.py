@@ -98,7 +98,23 @@ def merged(data: Sequence[str]) -> Json:
             known["marks"].append({name: value for name, value in choice.items() if name not in ("text", "logprobs")})
         if "role" not in delta:
             known["text"] += delta.pop("content", None) or delta.pop("text", None) or ""
+            _add_meaning(known, delta)
         for name, values in (choice["logprobs"] or {}).items():
             if values is not None:
                 known["logprobs"].setdefault(name, []).extend(values)
     return answer
+
+
+def _add_meaning(known: dict[str, Any], delta: Json) -> None:
+    """Reasoning and calls."""
+    reasoning = delta.get("reasoning_content")
+    if reasoning:
+        assert delta["reasoning"] == reasoning
+        known["reasoning"] = known.get("reasoning", "") + reasoning
+    for call in [*delta.get("tool_calls", []), *([delta["function_call"]] if "function_call" in delta else [])]:
+        function = call.get("function", call)
+        whole = known.setdefault("calls", {}).setdefault(call.get("index"), {"arguments": "", "said": []})
+        whole["arguments"] += function["arguments"]
+        whole["said"] += [call[name] for name in ("id", "type") if name in call] + [function.get("name")] * (
+            "name" in function
+        )

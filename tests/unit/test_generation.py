@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from chatfleet.chat.text import TokenText
+from chatfleet.chat.text import TextRules, TokenText
 from chatfleet.chat.tokenizer import ByteTokenizer
 from chatfleet.core.errors import EngineError, QueueFull
 from chatfleet.engines.base import SamplingParams, TokenLogprobs
@@ -29,7 +29,7 @@ def generation(
         engine=engine,
         admission=admission,
         tokenizer=ByteTokenizer(),
-        stops=stops,
+        rules=TextRules(stops),
         meter=WorkerMetrics("m", admission, engine.stats).begin(CHAT),
     )
 
@@ -132,7 +132,7 @@ def replayed(
     said: str | bytes, *, stops: tuple[str, ...] = (), sampling: SamplingParams = GREEDY, **fields: object
 ) -> Replay:
     choice = ResumedChoice(index=0, token_ids=list(said if isinstance(said, bytes) else said.encode()), **fields)  # type: ignore[arg-type]
-    return replay(choice, ByteTokenizer(), stops, sampling)
+    return replay(choice, ByteTokenizer(), TextRules(stops), sampling)
 
 
 async def test_a_choice_goes_on_behind_what_was_delivered_of_it_and_counts_that() -> None:

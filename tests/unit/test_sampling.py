@@ -169,19 +169,30 @@ def test_choices_are_bounded() -> None:
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["audio"]),
+        ("audio", {"voice": "alloy"}),
         ("store", True),
-        ("service_tier", "flex"),
-        ("reasoning_effort", "low"),
-        ("functions", [{"name": "f"}]),
+        ("web_search_options", {}),
+        ("moderation", {"model": "m"}),
     ],
 )
-def test_fields_that_nothing_honours_yet_are_refused_by_name(param: str, value: Any) -> None:
+def test_what_nothing_honours_is_refused_by_name(param: str, value: Any) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
-        refuse_unsupported_chat(chat(**{param: value}))
+        refuse_unsupported_chat(chat(**{param: value}), is_in_fleet=False)
     assert caught.value.param == param
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_unsupported_chat(chat(top_logprobs=2), is_in_fleet=False)
+    assert caught.value.param == "top_logprobs"
+    for fields, param in (
+        ({"prompt_logprobs": 2, "stream": True}, "prompt_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            resolved(chat(**fields))
+        assert caught.value.param == param
 
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
@@ -194,5 +205,7 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
             service_tier="auto",
             user="u",
             metadata={"a": "b"},
-        )
+        ),
+        is_in_fleet=False,
     )
+    refuse_unsupported_chat(chat(store=True), is_in_fleet=True)

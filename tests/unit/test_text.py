@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, TextDelta, TokenText, decode
+from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, TextDelta, TextRules, TokenText, decode
 from chatfleet.chat.tokenizer import ByteTokenizer
 
 
@@ -48,7 +48,7 @@ stop_lists = st.lists(st.one_of(st.text(min_size=1, max_size=4), st.sampled_from
 
 def streamed(vocabulary: Vocabulary, batches: list[list[int]], stops: list[str]) -> tuple[list[str], bool]:
     """The deltas of tokens that come in these batches, and whether a stop string ended them."""
-    text = IncrementalText(vocabulary, stops)
+    text = IncrementalText(vocabulary, TextRules(stops))
     deltas = []
     for batch in batches:
         delta = text.feed(batch)
@@ -119,7 +119,7 @@ def test_an_unfinished_character_becomes_a_replacement_character_at_the_end() ->
 
 
 def test_what_may_begin_a_stop_string_is_held_back_and_shown_when_it_does_not() -> None:
-    text = IncrementalText(ByteTokenizer(), ["END"])
+    text = IncrementalText(ByteTokenizer(), TextRules(["END"]))
     assert text.feed(list(b"the E")).text == "the "
     assert text.feed(list(b"N")).text == ""
     assert text.feed(list(b"x")).text == "ENx"
@@ -130,7 +130,7 @@ def test_control_tokens_never_show() -> None:
 
 
 def test_log_probabilities_come_with_the_text_they_belong_to_and_stop_with_it() -> None:
-    text = IncrementalText(ByteTokenizer(), ["!!"])
+    text = IncrementalText(ByteTokenizer(), TextRules(["!!"]))
     first = text.feed(list(b"a!"), [Logprob(-0.1), Logprob(-0.2)])
     assert (first.text, [token.bytes for token in first.tokens]) == ("a", [b"a"])
     second = text.feed(list(b"b"), [Logprob(-0.3)])
@@ -198,11 +198,11 @@ def test_a_text_that_is_replayed_goes_on_where_it_was(data: st.DataObject) -> No
     if data.draw(st.booleans()):
         logprobs = None  # type: ignore[assignment]
     cut = data.draw(st.integers(0, len(token_ids)))
-    whole = told(fed(IncrementalText(vocabulary, stops), token_ids, logprobs, to_the_end=True))
+    whole = told(fed(IncrementalText(vocabulary, TextRules(stops)), token_ids, logprobs, to_the_end=True))
 
-    first = IncrementalText(vocabulary, stops)
+    first = IncrementalText(vocabulary, TextRules(stops))
     before = fed(first, token_ids[:cut], logprobs and logprobs[:cut], to_the_end=False)
-    second = IncrementalText(vocabulary, stops)
+    second = IncrementalText(vocabulary, TextRules(stops))
     held = [Logprob(token.logprob, token.top) for token in first.held_tokens()]
     stopped = second.replay(token_ids[:cut], [] if before[-1].stopped else held)
     assert stopped == before[-1].stopped

@@ -1,39 +1,52 @@
 """From the messages of a request to what a chat template reads."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from pydantic_core import from_json
 
-from chatfleet.core.errors import UnsupportedParameter
+from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 from chatfleet.protocol.chat import ChatMessage, MediaPart, RefusalPart, Tool
+
+_ROLES: Final = {"function": "tool"}
+"""Older spellings of roles that templates know."""
 
 
 def template_messages(messages: Sequence[ChatMessage], *, knows_developer: bool) -> list[dict[str, Any]]:
     """Messages as plain dicts, content as text (text parts joined by line feeds, as vLLM does).
 
-    `developer` becomes `system` unless the template knows it; tool-call arguments become objects, as
-    templates expect, where they are JSON. Raises UnsupportedParameter for parts that are not text.
+    `developer` becomes `system` unless the template knows it, `function` becomes `tool`; tool-call arguments become
+    objects, as templates expect, where they are JSON. Raises UnsupportedParameter for parts that are not text.
     """
     return [_template_message(message, f"messages[{index}]", knows_developer) for index, message in enumerate(messages)]
 
 
 def _template_message(message: ChatMessage, path: str, knows_developer: bool) -> dict[str, Any]:
-    role = "system" if message.role == "developer" and not knows_developer else message.role
+    role = _ROLES.get(message.role, message.role)
+    if role == "developer" and not knows_developer:
+        role = "system"
     rendered: dict[str, Any] = {"role": role, "content": _text(message, path)}
+    if message.audio is not None:
+        raise UnsupportedParameter("This model takes text only, and has answered no audio.", param=f"{path}.audio")
     if message.name is not None:
         rendered["name"] = message.name
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
+    calls = [(call.id, call.function) for call in message.tool_calls or ()]
+    if message.function_call is not None:
+        calls.append((None, message.function_call))
+    if calls:
         rendered["tool_calls"] = [
             {
-                "id": call.id,
+                "id": call_id,
                 "type": "function",
-                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+                "function": {"name": function.name, "arguments": _arguments(function.arguments)},
             }
-            for call in message.tool_calls
+            for call_id, function in calls
         ]
+    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    if reasoning is not None:
+        rendered |= {"reasoning_content": reasoning, "thinking": reasoning}
     return rendered
 
 
@@ -58,6 +71,19 @@ def _arguments(arguments: str) -> Any:
         return from_json(arguments)
     except ValueError:
         return arguments
+
+
+def open_ended(prompt: str, text: str) -> str:
+    """A rendered prompt up to the end of its last message, whose text is `text`. Raises InvalidRequest where the
+    template shows another."""
+    for shown in (text, text.rstrip(), text.strip()):
+        start = prompt.rfind(shown)
+        if start >= 0 and shown:
+            return prompt[: start + len(shown)]
+    raise InvalidRequest(
+        "The final message cannot be continued: the model's chat template does not show its text as it is.",
+        param="continue_final_message",
+    )
 
 
 def template_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:

@@ -50,8 +50,10 @@ class StopStrings:
     does not depend on how the text was split.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, shows_found: bool = False) -> None:
+        """`shows_found` says whether the stop string that was found is the end of what can be shown."""
         self._stops = tuple(stops)
+        self._shows_found = shows_found
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
@@ -62,7 +64,8 @@ class StopStrings:
         found = [(at + len(stop), at) for stop in self._stops if (at := buffer.find(stop)) >= 0]
         if found:
             self._held = ""
-            return buffer[: min(found)[1]], True
+            end, start = min(found)
+            return buffer[: end if self._shows_found else start], True
         keep = max(_overlap(buffer, stop) for stop in self._stops)
         self._held = buffer[len(buffer) - keep :]
         return buffer[: len(buffer) - keep], False
@@ -81,38 +84,64 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """What shows of a request's answers: where stop strings end them, whether what ended one shows itself, and whether
+    control tokens do, all or those of `visible`. `goes_on` says that the text goes on behind another, so that a space
+    at its beginning is one. `by_token` has texts told token by token, `by_character` has it known which tokens at the
+    end are part of a character only."""
+
+    stops: Sequence[str] = ()
+    shows_stop: bool = False
+    shows_control: bool = False
+    visible: frozenset[int] = frozenset()
+    goes_on: bool = False
+    by_token: bool = False
+    by_character: bool = False
+
+    def hides(self, token_id: int, tokenizer: Tokenizer) -> bool:
+        return not self.shows_control and tokenizer.is_special(token_id) and token_id not in self.visible
+
+
 class IncrementalText:
     """Turns the token ids of one choice into text.
 
-    Control tokens never show. A token's log probability comes out with the text that completes it, so
-    none comes out for text that a stop string cut off.
+    A token's log probability comes out with the text that completes it, so none comes out for text that a stop
+    string cut off.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, rules: TextRules = TextRules()) -> None:  # noqa: B008 - frozen
         self._tokenizer = tokenizer
-        self._stops = StopStrings(stops)
+        self._rules = rules
+        self._stops = StopStrings(rules.stops, shows_found=rules.shows_stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer.strips_leading_space
+        self._strip = tokenizer.strips_leading_space and not rules.goes_on
         self._decoded = 0
         self._shown = 0
         self._pending: list[tuple[int, TokenText]] = []  # (characters decoded up to its end, token)
+        self.unfinished_tokens = 0
+        """How many tokens at the end are part of a character only, where the rules want that known."""
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[Logprob] | None = None) -> TextDelta:
         """Add tokens. After a delta with `stopped` nothing may be added."""
         pieces: list[str] = []
         for position, token_id in enumerate(token_ids):
-            if self._tokenizer.is_special(token_id):
+            if self._rules.hides(token_id, self._tokenizer):
+                self.unfinished_tokens += self.unfinished_tokens > 0
                 continue
             data = self._tokenizer.token_bytes(token_id)
             if self._strip:
                 data, self._strip = data.removeprefix(b" "), False
             piece = self._decoder.decode(data)
             pieces.append(piece)
+            if self._rules.by_character:
+                self.unfinished_tokens = self.unfinished_tokens + 1 if self._decoder.getstate()[0] else 0
             offset, self._decoded = self._decoded, self._decoded + len(piece)
             if logprobs is not None:
                 entry = logprobs[position]
                 token = TokenText(token_id, data, offset, entry.logprob, entry.top)
-                self._pending.append((self._decoded, token))
+                # A token that ends inside of a character waits for the rest of it.
+                self._pending.append((self._decoded + bool(self._decoder.getstate()[0]), token))
         return self._show("".join(pieces))
 
     def finish(self) -> TextDelta:
@@ -129,20 +158,21 @@ class IncrementalText:
     def replay(self, token_ids: Sequence[int], held: Sequence[Logprob] = ()) -> bool:
         """Take tokens whose text has been shown, as far as it can be: what follows goes on behind it.
 
-        `held` are the log probabilities of the last tokens that are no control tokens, as many as have to come out
+        `held` are the log probabilities of the last tokens that are not hidden, as many as have to come out
         yet. Returns whether a stop string has ended the text. Raises ValueError when there are more than tokens.
         """
+        hides, tokenizer = self._rules.hides, self._tokenizer
         start, missing = len(token_ids), len(held)
         while missing:
             if not start:
                 raise ValueError("more log probabilities are held back than there are tokens")
             start -= 1
-            missing -= not self._tokenizer.is_special(token_ids[start])
+            missing -= not hides(token_ids[start], tokenizer)
         if self.feed(token_ids[:start]).stopped:
             return True
         left = iter(held)
         tail = token_ids[start:]
-        logprobs = [Logprob(0.0) if self._tokenizer.is_special(token_id) else next(left) for token_id in tail]
+        logprobs = [Logprob(0.0) if hides(token_id, tokenizer) else next(left) for token_id in tail]
         return self.feed(tail, logprobs if held else None).stopped
 
     def held_tokens(self) -> list[TokenText]:

@@ -33,6 +33,10 @@ class Tokenizer(Protocol):
         """The bytes the token stands for in text; empty for ids outside the vocabulary."""
         ...
 
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that the vocabulary writes so, if there is one."""
+        ...
+
     def is_special(self, token_id: int) -> bool:
         """Whether it is a control token, which never shows in text."""
         ...
@@ -86,8 +90,25 @@ class HuggingFaceTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def offsets(self, text: str) -> list[int]:
+        """Where each token of `text` begins in it, in characters, special tokens being added: for texts that the
+        tokenizer changes before it reads them, so that the tokens' own texts do not tell."""
+        begins: list[int] = []
+        encoding = self._tokenizer.encode(text)
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            token_bytes = self.token_bytes(token_id)
+            spaces = len(token_bytes) - len(token_bytes.lstrip(b" "))
+            if spaces and (start == end or text[start] != " "):  # some leave out the spaces that a token begins with
+                start = max(start - spaces, 0)
+            begins.append(start)
+        return begins
+
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
+
+    def token_id(self, token: str) -> int | None:
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
@@ -120,6 +141,9 @@ class ByteTokenizer:
         if token_id in self.SPECIAL:
             return self.SPECIAL[token_id].encode()
         return bytes([token_id]) if 0 <= token_id < 256 else b""
+
+    def token_id(self, token: str) -> int | None:
+        return next((token_id for token_id, text in self.SPECIAL.items() if text == token), None)
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self.SPECIAL

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from chatfleet.protocol.common import (
     FinishReason,
     JsonObject,
+    PromptLogprobs,
     RequestModel,
     SamplingFields,
     Usage,
@@ -19,8 +20,11 @@ Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
 
 
 class TextPart(RequestModel):
+    """`prompt_cache_breakpoint` changes nothing: the prefix cache finds by itself what it has."""
+
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: JsonObject | None = None
 
 
 class RefusalPart(RequestModel):
@@ -54,6 +58,8 @@ class ToolCall(RequestModel):
 
 
 class ChatMessage(RequestModel):
+    """A message. `role` "function" and `function_call` are the older spelling of "tool" and `tool_calls`."""
+
     role: Role
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = None
@@ -62,6 +68,9 @@ class ChatMessage(RequestModel):
     refusal: str | None = None
     function_call: FunctionCall | None = None
     audio: JsonObject | None = None
+    # vLLM's extensions: what an assistant thought.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="after")
     def _has_what_its_role_needs(self) -> Self:
@@ -73,7 +82,7 @@ class ChatMessage(RequestModel):
 
 
 class FunctionDefinition(RequestModel):
-    name: str = Field(min_length=1, max_length=256)
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
@@ -84,13 +93,49 @@ class Tool(RequestModel):
     function: FunctionDefinition
 
 
+class FunctionName(RequestModel):
+    name: str
+
+
+class NamedTool(RequestModel):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class AllowedTools(RequestModel):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=128)
+
+
+class AllowedToolsChoice(RequestModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedToolsChoice, Discriminator("type")]
+
+
+class PredictionPart(RequestModel):
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(RequestModel):
+    """What most of the answer is expected to be: a hint, which changes nothing in the answer."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[PredictionPart], Field(fail_fast=True)]
+
+
 def _few_pairs(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MAX_METADATA:
         raise ValueError(f"may have at most {MAX_METADATA} entries")
     return value
 
 
-Metadata = Annotated[dict[str, str], BeforeValidator(_few_pairs)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], BeforeValidator(_few_pairs)
+]
 
 
 class ChatCompletionRequest(SamplingFields):
@@ -100,25 +145,28 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: JsonObject | None = None
-    functions: Annotated[list[JsonObject], Field(fail_fast=True)] | None = None
-    function_call: str | JsonObject | None = None
+    functions: list[FunctionDefinition] | None = Field(default=None, max_length=128)
+    function_call: Literal["none", "auto"] | FunctionName | None = None
     modalities: list[str] | None = Field(default=None, max_length=16)
     audio: JsonObject | None = None
-    prediction: JsonObject | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
+    prediction: Prediction | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     web_search_options: JsonObject | None = None
     store: bool | None = None
     metadata: Metadata | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+    safety_identifier: str | None = Field(default=None, max_length=64)
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    moderation: JsonObject | None = None
     # vLLM's extensions.
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class TopLogprob(WireModel):
@@ -138,10 +186,29 @@ class ChoiceLogprobs(WireModel):
     refusal: None = None
 
 
+class CalledFunction(WireModel):
+    """`arguments` is a JSON text, as the model wrote it; in a stream a fragment of it."""
+
+    name: str | None = None
+    arguments: str
+
+
+class AnsweredCall(WireModel):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(WireModel):
+    """`reasoning_content` and `reasoning` (vLLM's older and newer name) are the same text."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: list[AnsweredCall] | None = None
+    function_call: CalledFunction | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Choice(WireModel):
@@ -149,6 +216,7 @@ class Choice(WireModel):
     message: AssistantMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(WireModel):
@@ -158,12 +226,29 @@ class ChatCompletion(WireModel):
     model: str
     choices: list[Choice]
     usage: Usage
+    service_tier: str | None = None
+    system_fingerprint: str
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CallDelta(WireModel):
+    """What is new of one call: `id`, `type` and the function's name come first."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
 
 
 class Delta(WireModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
+    tool_calls: list[CallDelta] | None = None
+    function_call: CalledFunction | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChunkChoice(WireModel):
@@ -171,6 +256,7 @@ class ChunkChoice(WireModel):
     delta: Delta
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(WireModel):
@@ -182,3 +268,6 @@ class ChatCompletionChunk(WireModel):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    service_tier: str | None = None
+    system_fingerprint: str
+    prompt_token_ids: list[int] | None = None

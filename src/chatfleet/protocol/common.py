@@ -1,16 +1,19 @@
 """What the APIs share: the request base, sampling fields, usage, the error body."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 64
 MAX_MODEL_CHARS = 512
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+JsonObject = dict[str, Any]
+PromptLogprobs = list[dict[str, JsonObject] | None]
+"""vLLM's form, by position: token id to `logprob`, `rank` (from 1) and `decoded_token`. None for the first."""
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class WireModel(BaseModel):
@@ -75,6 +78,47 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = None
 
 
+class JsonSchemaFormat(RequestModel):
+    """The `json_schema` of a response format. `strict` changes nothing: answers always are what the schema says."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    json_schema: JsonObject | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestModel):
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: Annotated[list[JsonObject], Field(fail_fast=True)] | None = None
+    triggers: Annotated[list[str], Field(fail_fast=True)] | None = None
+    format: JsonObject | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("a response format of type json_schema needs json_schema")
+        return self
+
+
+class StructuredOutputs(RequestModel):
+    """vLLM's: exactly one of them says what the answer must be."""
+
+    json_value: JsonObject | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: JsonObject | str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [self.json_value, self.regex, self.choice, self.grammar, self.json_object or None, self.structural_tag]
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("give exactly one of json, regex, choice, grammar, json_object and structural_tag")
+        return self
+
+
 class SamplingFields(RequestModel):
     """Sampling as both completion APIs take it. None is "as the API's default"."""
 
@@ -91,6 +135,7 @@ class SamplingFields(RequestModel):
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     logit_bias: TokenBiases | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
     # vLLM's extensions.
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     min_p: Number | None = Field(default=None, ge=0, le=1)
@@ -99,6 +144,11 @@ class SamplingFields(RequestModel):
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     ignore_eos: bool | None = None
     bad_words: list[BadWord] | None = Field(default=None, max_length=MAX_BAD_WORDS)
+    structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_token_ids: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     # Hugging Face's.
     bad_words_ids: list[BadWordIds] | None = Field(default=None, max_length=MAX_BAD_WORDS)
 
@@ -114,6 +164,14 @@ class SamplingFields(RequestModel):
 
 class PromptTokensDetails(WireModel):
     cached_tokens: int
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(WireModel):
+    reasoning_tokens: int
+    audio_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class Usage(WireModel):
@@ -123,6 +181,7 @@ class Usage(WireModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class EmbeddingUsage(WireModel):
@@ -156,6 +215,3 @@ class ModelCard(WireModel):
 class ModelList(WireModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-JsonObject = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from chatfleet.protocol.common import FinishReason, SamplingFields, TokenIds, Usage, WireModel
+from chatfleet.protocol.common import FinishReason, PromptLogprobs, SamplingFields, TokenIds, Usage, WireModel
 
 Prompt = (
     str
@@ -47,6 +47,9 @@ class CompletionChoice(WireModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(WireModel):
@@ -57,4 +60,5 @@ class Completion(WireModel):
     created: int
     model: str
     choices: list[CompletionChoice]
+    system_fingerprint: str
     usage: Usage | None = None

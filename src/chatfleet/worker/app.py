@@ -68,7 +68,7 @@ async def run_worker(
     port = listener.getsockname()[1]
     async with new_session() as session:
         engine = ProcessEngine(
-            settings.engine_config(model.engine, model.path, model.draft_path),
+            settings.engine_config(model.engine, model.path, model.draft_path, model.grammar_bytes),
             on_ready_change=lambda _ready: membership.announce(),
         )
         admission = Admission(max_concurrency=settings.max_concurrency, max_queue=settings.max_queue)

@@ -6,12 +6,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from chatfleet.chat.text import IncrementalText, Logprob, TextDelta, TokenText
+from chatfleet.chat.text import IncrementalText, Logprob, TextDelta, TextRules, TokenText
 from chatfleet.chat.tokenizer import Tokenizer
+from chatfleet.core.errors import InvalidRequest
 from chatfleet.engines.base import Engine, FinishReason, SamplingParams, TokenDelta, TokenLogprobs
 from chatfleet.worker.admission import Admission, Permit
 from chatfleet.worker.metrics import RequestMeter
 from chatfleet.worker.recovery import Replay
+from chatfleet.worker.structure import Constraint
 
 # Choices over one prompt start together, except behind a prompt of this many tokens: there the first
 # choice fills the prefix cache and the others wait for its first token, which saves their prefill.
@@ -39,7 +41,8 @@ class ChoiceDelta:
     """What is new of one choice. `prompt_logprobs` come once, where they were asked for.
 
     `token_ids` are all that count, whether they show or not, and `held` the tokens so far that have to show yet with
-    their log probabilities.
+    their log probabilities. `pieces` are the text, token by token, and `unfinished` tells how many tokens at the end
+    are part of a character only, where the rules of the text want these known.
     """
 
     index: int
@@ -49,6 +52,8 @@ class ChoiceDelta:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     token_ids: Sequence[int] = ()
     held: Sequence[TokenText] = ()
+    pieces: Sequence[str] = ()
+    unfinished: int = 0
 
 
 class Generation:
@@ -67,20 +72,23 @@ class Generation:
         engine: Engine,
         admission: Admission,
         tokenizer: Tokenizer,
-        stops: Sequence[str],
+        rules: TextRules,
         meter: RequestMeter,
+        constraint: Constraint | None = None,
         priority: int = 0,
     ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
-        self._stops = stops
+        self._rules = rules
         self._meter = meter
+        self._constraint = constraint
         to_run = [job for job in jobs if not job.is_over]
         self._permits = admission.reserve(len(to_run), priority=priority) if to_run else []
         self._warm = {job.prompt: asyncio.Event() for job in jobs}
         self.prompt_tokens = sum({job.prompt: len(job.prompt_token_ids) for job in jobs}.values())
         self.completion_tokens = sum(len(job.replay.token_ids) for job in jobs if job.replay is not None)
         self.cached_tokens = 0
+        self.replays = {job.index: job.replay for job in jobs if job.replay is not None}
         leaders: set[int] = set()
         runs = [_ending(job.index, job.replay) for job in jobs if job.replay is not None and job.is_over]
         for job, permit in zip(to_run, self._permits, strict=True):
@@ -101,7 +109,7 @@ class Generation:
         with self._meter.choice(len(job.prompt_token_ids), leads=leads) as meter:
             if not leads and len(job.prompt_token_ids) >= SHARED_PREFIX_TOKENS:
                 await warm.wait()
-            text = IncrementalText(self._tokenizer, self._stops) if job.replay is None else job.replay.text
+            text = IncrementalText(self._tokenizer, self._rules) if job.replay is None else job.replay.text
             output_token_ids = () if job.replay is None else job.replay.token_ids
             try:
                 async with permit:
@@ -110,7 +118,7 @@ class Generation:
                     async with aclosing(stream):
                         async for delta in stream:
                             warm.set()
-                            choice = _choice_delta(job, text, delta, one_by_one=bool(self._stops))
+                            choice = _choice_delta(job, text, delta, self._rules)
                             used_tokens = len(choice.token_ids)
                             meter.delta(used_tokens, delta.cached_tokens, choice.finish_reason)
                             self.completion_tokens += used_tokens
@@ -119,6 +127,10 @@ class Generation:
                             yield choice
                             if choice.finish_reason is not None:
                                 return
+            except InvalidRequest as exc:
+                if exc.param == "grammar" and self._constraint is not None:  # what engines call it
+                    raise InvalidRequest(str(exc), param=self._constraint.param) from exc
+                raise
             finally:
                 warm.set()
 
@@ -129,24 +141,27 @@ async def _ending(index: int, replay: Replay) -> AsyncGenerator[ChoiceDelta, Non
         yield ChoiceDelta(index, "", finish_reason=replay.finish_reason)
 
 
-def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_one: bool) -> ChoiceDelta:
+def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, rules: TextRules) -> ChoiceDelta:
     """What to show, and which tokens count: those behind a stop string do not, however deltas were merged.
 
-    A stop token counts but does not show, be it marked special or not.
+    A stop token counts but does not show unless the rules say so, be it marked special or not.
     """
     logprobs = None
     if delta.logprobs is not None:
         logprobs = [Logprob(entry.logprob, entry.top) for entry in delta.logprobs]
     token_ids = delta.token_ids
-    if delta.finish_reason == "stop" and token_ids and token_ids[-1] in job.sampling.stop_token_ids:
+    ends_at_token = delta.finish_reason == "stop" and token_ids and token_ids[-1] in job.sampling.stop_token_ids
+    if ends_at_token and not rules.shows_stop:
         token_ids = token_ids[:-1]
     used_token_ids = delta.token_ids
     shown = TextDelta()
-    size = 1 if one_by_one else max(len(token_ids), 1)
+    size = 1 if rules.stops or rules.by_token else max(len(token_ids), 1)
+    pieces: list[str] = []
     for start in range(0, len(token_ids), size):
         end = start + size
         part = text.feed(token_ids[start:end], None if logprobs is None else logprobs[start:end])
         shown = TextDelta(shown.text + part.text, shown.tokens + part.tokens, part.stopped)
+        pieces.append(part.text)
         if part.stopped:
             used_token_ids = delta.token_ids[:end]
             break
@@ -154,10 +169,21 @@ def _choice_delta(job: Job, text: IncrementalText, delta: TokenDelta, *, one_by_
     if not shown.stopped and finish_reason is not None:
         rest = text.finish()
         shown = TextDelta(shown.text + rest.text, shown.tokens + rest.tokens, rest.stopped)
+        pieces.append(rest.text)
     if shown.stopped:
         finish_reason = "stop"
     held = () if logprobs is None else text.held_tokens()
-    return ChoiceDelta(job.index, shown.text, shown.tokens, finish_reason, delta.prompt_logprobs, used_token_ids, held)
+    return ChoiceDelta(
+        job.index,
+        shown.text,
+        shown.tokens,
+        finish_reason,
+        delta.prompt_logprobs,
+        used_token_ids,
+        held,
+        pieces if rules.by_token else (),
+        0 if finish_reason is not None else text.unfinished_tokens,
+    )
 
 
 T = TypeVar("T")

@@ -2,7 +2,8 @@
 OpenVINO IR."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from chatfleet.worker.model_folder import (
     has_safetensors,
     read_text_files,
 )
+from chatfleet.worker.output_formats import OutputFormats, choose_formats, grammar_bytes
 from chatfleet.worker.settings import EngineName, EngineSettings, WorkerSettings
 from chatfleet.worker.tokenizer_files import Tokenizers
 
@@ -36,7 +38,7 @@ BUNDLED_MODEL: Final = "chatfleet-tiny"
 SIMULATED_MODEL: Final = "simulated"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServedModel:
     """All that the worker itself needs of a model; `engine` gets `path` and `draft_path`."""
 
@@ -47,6 +49,17 @@ class ServedModel:
     template: ChatTemplate | None
     created: int
     draft_path: Path | None = None
+    formats: OutputFormats = field(default_factory=OutputFormats)
+
+    @cached_property
+    def visible_token_ids(self) -> frozenset[int]:
+        """Control tokens that the formats are written with."""
+        return self.formats.visible_token_ids(self.tokenizer)
+
+    @cached_property
+    def grammar_bytes(self) -> list[bytes]:
+        """What each token is to a grammar."""
+        return grammar_bytes(self.tokenizer, self.visible_token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +239,7 @@ def _served(
         template=ChatTemplate(source, variables=variables) if source else None,
         created=int((path or Path(__file__)).stat().st_mtime),
         draft_path=draft_path,
+        formats=choose_formats(settings.tool_parser, settings.reasoning_parser, source),
     )
 
 

@@ -11,11 +11,12 @@ from typing import Final
 
 import msgspec
 
-from chatfleet.chat.text import IncrementalText, Logprob, TokenText
+from chatfleet.chat.text import IncrementalText, Logprob, TextRules, TokenText
 from chatfleet.chat.tokenizer import Tokenizer
 from chatfleet.core.errors import InvalidRequest
 from chatfleet.engines.base import FinishReason, SamplingParams
 from chatfleet.protocol.resume import PendingLogprob, Resume, ResumeBody, ResumedChoice
+from chatfleet.worker.structure import Constraint
 
 RESUME_FIELD: Final = "resume"
 """Of a body that asks to go on with a stream; of a client's, an attempt to make one up."""
@@ -41,10 +42,11 @@ class Terms:
 
 @dataclass(slots=True)
 class _Unsaid:
-    """What is to be said of a choice with its next event."""
+    """What is to be said of a choice with its next event, but for the last `unfinished` tokens, unless it ends it."""
 
     token_ids: list[int] = field(default_factory=list)
     held: Sequence[TokenText] = ()
+    unfinished: int = 0
 
 
 class RecoveryLines:
@@ -54,23 +56,28 @@ class RecoveryLines:
         self._opening = f":r {stream_id} {created}\n"
         self._unsaid: dict[int, _Unsaid] = {}
 
-    def consumed(self, index: int, token_ids: Sequence[int], held: Sequence[TokenText]) -> None:
-        """A choice has come on by these tokens; `held` are all that have to show yet with their log probabilities."""
+    def consumed(self, index: int, token_ids: Sequence[int], held: Sequence[TokenText], unfinished: int = 0) -> None:
+        """A choice has come on by these tokens; `held` are all that have to show yet with their log probabilities, and
+        the last `unfinished` ones end inside of a character, where nobody may go on."""
         unsaid = self._unsaid.get(index)
         if unsaid is None:
             unsaid = self._unsaid[index] = _Unsaid()
         unsaid.token_ids += token_ids
         unsaid.held = held
+        unsaid.unfinished = unfinished
 
     def of_choice(self, index: int, finish_reason: str | None) -> bytes:
         """For an event of a choice."""
         line = f"{self._take_opening()}:r {index}"
         if (unsaid := self._unsaid.get(index)) is not None:
-            for token_id in unsaid.token_ids:
+            kept = 0 if finish_reason is not None else unsaid.unfinished
+            said = len(unsaid.token_ids) - kept
+            for token_id in unsaid.token_ids[:said]:
                 line += f",{token_id}"
-            unsaid.token_ids.clear()
-            if finish_reason is None and unsaid.held:
-                held = [PendingLogprob(token.token_id, token.logprob, list(token.top)) for token in unsaid.held]
+            del unsaid.token_ids[:said]
+            tokens = unsaid.held[: len(unsaid.held) - kept]
+            if finish_reason is None and tokens:
+                held = [PendingLogprob(token.token_id, token.logprob, list(token.top)) for token in tokens]
                 line += f" {_encode_held(held).decode()}"
         if finish_reason is not None:
             line += f" {finish_reason}"
@@ -89,11 +96,13 @@ class RecoveryLines:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A choice as far as it was delivered. `finish_reason`, where it is over, was delivered too if `is_done`."""
+    """A choice as far as it was delivered, as the text of `shown_token_ids`. `finish_reason`, where it is over, was
+    delivered too if `is_done`."""
 
     token_ids: list[int]
     text: IncrementalText
     finish_reason: FinishReason | None
+    shown_token_ids: Sequence[int]
     is_done: bool = False
 
 
@@ -122,7 +131,7 @@ def check_resume(resume: Resume, *, choices: int, vocab_size: int) -> None:
             raise _invalid(f"it has token ids outside of the model's vocabulary of {vocab_size} tokens")
 
 
-def replay(choice: ResumedChoice, tokenizer: Tokenizer, stops: Sequence[str], sampling: SamplingParams) -> Replay:
+def replay(choice: ResumedChoice, tokenizer: Tokenizer, rules: TextRules, sampling: SamplingParams) -> Replay:
     """Bring a choice to where it was. Takes about half a microsecond a token. Raises InvalidRequest.
 
     A choice ends with its last token as it would have where it was generated, and then all of its text has been shown.
@@ -130,23 +139,33 @@ def replay(choice: ResumedChoice, tokenizer: Tokenizer, stops: Sequence[str], sa
     token_ids = choice.token_ids
     if len(token_ids) > sampling.max_tokens:
         raise _invalid(f"choice {choice.index} has {len(token_ids)} tokens of at most {sampling.max_tokens}")
-    text = IncrementalText(tokenizer, stops)
+    text = IncrementalText(tokenizer, rules)
     if choice.finish_reason is not None:
-        return Replay(token_ids, text, choice.finish_reason, is_done=True)
+        return Replay(token_ids, text, choice.finish_reason, token_ids, is_done=True)
+    if token_ids and token_ids[-1] in sampling.stop_token_ids and len(token_ids) > sampling.min_tokens:
+        return Replay(token_ids, text, "stop", token_ids if rules.shows_stop else token_ids[:-1])
     finish_reason: FinishReason | None = None
-    ends_at_token = token_ids and token_ids[-1] in sampling.stop_token_ids and len(token_ids) > sampling.min_tokens
-    if ends_at_token or text.replay(token_ids, _held(choice, tokenizer, sampling)):
+    if text.replay(token_ids, _held(choice, tokenizer, rules, sampling)):
         finish_reason = "stop"
     elif len(token_ids) == sampling.max_tokens:
         finish_reason = "stop" if text.finish().stopped else "length"
-    return Replay(token_ids, text, finish_reason)
+    return Replay(token_ids, text, finish_reason, token_ids)
 
 
-def _held(choice: ResumedChoice, tokenizer: Tokenizer, sampling: SamplingParams) -> list[Logprob]:
+def grammar_behind(constraint: Constraint, choice: ResumedChoice, token_bytes: Sequence[bytes]) -> str:
+    """The grammar of the rest of a choice. Raises InvalidRequest where what there is has not followed it."""
+    text = b"".join(token_bytes[token_id] for token_id in choice.token_ids).decode("utf-8", "replace")
+    try:
+        return constraint.behind(text)
+    except ValueError as exc:
+        raise _invalid(f"choice {choice.index} is not in the form that the request asks for") from exc
+
+
+def _held(choice: ResumedChoice, tokenizer: Tokenizer, rules: TextRules, sampling: SamplingParams) -> list[Logprob]:
     pending = choice.pending
     if not pending or sampling.logprobs is None:
         return []
-    visible = [token_id for token_id in choice.token_ids if not tokenizer.is_special(token_id)]
+    visible = [token_id for token_id in choice.token_ids if not rules.hides(token_id, tokenizer)]
     if visible[-len(pending) :] != [entry.token_id for entry in pending]:
         raise _invalid(f"the log probabilities of choice {choice.index} are not those of its last tokens")
     return [Logprob(entry.logprob, entry.top) for entry in pending]

@@ -9,7 +9,7 @@ from chatfleet.core.errors import ContextLengthExceeded, InvalidRequest, Unsuppo
 from chatfleet.engines.base import Capabilities, SamplingParams, unsupported_parameters
 from chatfleet.protocol.chat import ChatCompletionRequest
 from chatfleet.protocol.common import MAX_BAD_WORD_TOKENS, SamplingFields
-from chatfleet.protocol.completions import CompletionRequest
+from chatfleet.worker.structure import Constraint
 
 MAX_CHOICES = 128
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -34,6 +34,7 @@ def sampling_params(
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: bool,
+    constraint: Constraint | None = None,
     tokenizer: Tokenizer,
     capabilities: Capabilities,
 ) -> SamplingParams:
@@ -65,12 +66,15 @@ def sampling_params(
         bad_words_token_ids=_bad_words(request, tokenizer, capabilities),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=None if constraint is None else constraint.text,
     )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' needs 'stream' to be true.", param="stream_options")
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequest("'prompt_logprobs' does not go with 'stream'.", param="prompt_logprobs")
     for name in unsupported_parameters(sampling, capabilities):
         param, what = name, f"'{name}'"
-        if name == "prompt_logprobs":
+        if name == "prompt_logprobs" and request.prompt_logprobs is None:
             param, what = "echo", "echo together with logprobs"
         elif name == "bad_words_token_ids":
             param = "bad_words" if request.bad_words else "bad_words_ids"
@@ -150,35 +154,21 @@ def check_choices(count: int, param: str) -> None:
         )
 
 
-def refuse_unsupported_chat(request: ChatCompletionRequest) -> None:
-    """Raises UnsupportedParameter for fields of OpenAI's that no engine of ours honours yet."""
+def refuse_unsupported_chat(request: ChatCompletionRequest, *, is_in_fleet: bool) -> None:
+    """Raises UnsupportedParameter for what no engine of ours can do, InvalidRequest for what does not go together."""
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
-    tool_choice, response_format = request.tool_choice, request.response_format or {}
-    refused = {
-        "functions": bool(request.functions),
-        "function_call": request.function_call not in (None, "none", "auto"),
-        "tool_choice": tool_choice not in (None, "none", "auto"),
-        "parallel_tool_calls": request.parallel_tool_calls is False and bool(request.tools),
-        "response_format": response_format.get("type", "text") != "text",
-        "modalities": request.modalities not in (None, [], ["text"]),
-        "audio": request.audio is not None,
-        "prediction": request.prediction is not None,
-        "reasoning_effort": request.reasoning_effort is not None,
-        "verbosity": request.verbosity is not None,
-        "web_search_options": request.web_search_options is not None,
-        "store": request.store is True,
-        "service_tier": request.service_tier not in (None, "auto", "default"),
-    }
-    _refuse(refused)
-
-
-def refuse_unsupported_completion(request: CompletionRequest) -> None:
-    """Raises UnsupportedParameter for fields of OpenAI's that no engine of ours honours yet."""
+    if request.store and not is_in_fleet:
+        raise UnsupportedParameter(
+            "'store' needs a gateway: a worker alone keeps no completions. Ask a gateway, or leave it out.",
+            param="store",
+        )
     _refuse(
         {
-            "suffix": bool(request.suffix),
-            "best_of": request.best_of is not None and request.best_of != (request.n or 1),
+            "modalities": request.modalities not in (None, [], ["text"]),
+            "audio": request.audio is not None,
+            "web_search_options": request.web_search_options is not None,
+            "moderation": request.moderation is not None,
         }
     )
 

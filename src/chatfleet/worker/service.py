@@ -1,6 +1,7 @@
 """What the APIs of a worker share: the model, its engine, and the steps from text to a generation."""
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -9,20 +10,23 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from chatfleet.chat.messages import template_messages, template_tools
+from chatfleet import __version__
+from chatfleet.chat.messages import open_ended, template_messages, template_tools
+from chatfleet.chat.text import TextRules
 from chatfleet.core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound
 from chatfleet.core.fleet import Heartbeat, ModelInfo, WorkerInfo, WorkerLoad
 from chatfleet.engines.base import Capabilities, Engine, SamplingParams
 from chatfleet.protocol.chat import ChatMessage, Tool
-from chatfleet.protocol.common import ModelCard, PromptTokensDetails, Usage
+from chatfleet.protocol.common import CompletionTokensDetails, ModelCard, PromptTokensDetails, SamplingFields, Usage
 from chatfleet.protocol.resume import Resume
 from chatfleet.worker.admission import Admission
 from chatfleet.worker.generation import Generation, Job
 from chatfleet.worker.metrics import RequestMeter, WorkerMetrics
 from chatfleet.worker.model_source import ServedModel
-from chatfleet.worker.recovery import Terms, check_resume, replay
+from chatfleet.worker.recovery import Terms, check_resume, grammar_behind, replay
 from chatfleet.worker.registration import new_worker_id
 from chatfleet.worker.sampling import for_choice
+from chatfleet.worker.structure import Constraint
 
 _COMPOSED_CHARS = 4  # normalising a text makes at most about this many characters one
 _OFF_LOOP_SIZE = 4096  # characters or tokens; turning this many into each other takes about a millisecond
@@ -38,6 +42,7 @@ class WorkerService:
         self.admission = admission
         self.is_in_fleet = is_in_fleet
         self.worker_id = new_worker_id()
+        self.fingerprint = _fingerprint(model)
         self.metrics = WorkerMetrics(model.names[0], admission, engine.stats)
 
     def load(self) -> WorkerLoad:
@@ -121,9 +126,11 @@ class WorkerService:
         tools: Sequence[Tool] | None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: dict[str, Any] | None = None,
     ) -> str:
-        """The prompt that the chat template makes. Raises InvalidRequest."""
+        """The prompt that the chat template makes; with `continue_final_message` it ends with the last message's text.
+        Raises InvalidRequest."""
         template = self.model.template
         if template is None:
             raise InvalidRequest(
@@ -131,7 +138,7 @@ class WorkerService:
             )
         rendered = template_messages(messages, knows_developer=template.knows_developer)
         size = _OFF_LOOP_SIZE if tools else sum(len(message["content"]) for message in rendered)
-        return await off_loop(
+        prompt = await off_loop(
             size,
             lambda: template.render(
                 rendered,
@@ -140,6 +147,17 @@ class WorkerService:
                 variables=variables,
             ),
         )
+        return open_ended(prompt, rendered[-1]["content"]) if continue_final_message else prompt
+
+    def text_rules(self, request: SamplingFields, *, shows_formats: bool) -> TextRules:
+        """What shows of the answers; `shows_formats` adds the control tokens of the model's own formats."""
+        return TextRules(
+            stops=request.stop_strings(),
+            shows_stop=bool(request.include_stop_str_in_output),
+            shows_control=request.skip_special_tokens is False,
+            visible=self.model.visible_token_ids if shows_formats else frozenset(),
+            by_token=shows_formats,
+        )
 
     async def generate(
         self,
@@ -147,7 +165,8 @@ class WorkerService:
         sampling: Sequence[SamplingParams],
         *,
         n: int,
-        stops: Sequence[str],
+        rules: TextRules,
+        constraint: Constraint | None = None,
         meter: RequestMeter,
         terms: Terms,
     ) -> Generation:
@@ -158,30 +177,41 @@ class WorkerService:
             for prompt, token_ids in enumerate(prompts)
             for choice in range(n)
         ]
+        rules = replace(rules, by_character=constraint is not None)
         if terms.resume is not None:
-            jobs = await self._resumed(jobs, terms.resume, stops)
+            jobs = await self._resumed(jobs, terms.resume, rules, constraint)
         return Generation(
             jobs,
             engine=self.engine,
             admission=self.admission,
             tokenizer=self.model.tokenizer,
-            stops=stops,
+            rules=rules,
             meter=meter,
+            constraint=constraint,
             priority=terms.priority,
         )
 
-    async def _resumed(self, jobs: Sequence[Job], resume: Resume, stops: Sequence[str]) -> list[Job]:
+    async def _resumed(
+        self, jobs: Sequence[Job], resume: Resume, rules: TextRules, constraint: Constraint | None
+    ) -> list[Job]:
         check_resume(resume, choices=len(jobs), vocab_size=self.capabilities.vocab_size)
         begun = {choice.index: choice for choice in resume.choices}
+        tokenizer = self.model.tokenizer
 
         def resumed(job: Job) -> Job:
             choice = begun.get(job.index)
             if choice is None:
                 return job
             sampling = msgspec.structs.replace(job.sampling, prompt_logprobs=False)  # the echo has been delivered
-            return replace(job, sampling=sampling, replay=replay(choice, self.model.tokenizer, stops, sampling))
+            replayed = replay(choice, tokenizer, rules, sampling)
+            if constraint is not None and replayed.finish_reason is None:
+                grammar = grammar_behind(constraint, choice, self.model.grammar_bytes)
+                sampling = msgspec.structs.replace(sampling, grammar=grammar)
+            return replace(job, sampling=sampling, replay=replayed)
 
         size = sum(len(choice.token_ids) for choice in resume.choices)
+        if constraint is not None:
+            size = max(size, _OFF_LOOP_SIZE)
         return await off_loop(size, lambda: [resumed(job) for job in jobs])
 
 
@@ -193,6 +223,12 @@ async def off_loop(size: int, work: Callable[[], T]) -> T:
     return work() if size < _OFF_LOOP_SIZE else await asyncio.to_thread(work)
 
 
+def _fingerprint(model: ServedModel) -> str:
+    """OpenAI's `system_fingerprint`: the same wherever the same model is run in the same way."""
+    told = f"{__version__} {model.engine} {model.names[0]}"
+    return f"fp_{hashlib.blake2b(told.encode(), digest_size=5).hexdigest()}"
+
+
 def answer_identity(terms: Terms, prefix: str) -> tuple[str, int]:
     """An answer's id and its `created`, which is Unix time in whole seconds: new ones, or those of the stream that it
     goes on with."""
@@ -201,10 +237,16 @@ def answer_identity(terms: Terms, prefix: str) -> tuple[str, int]:
     return f"{prefix}-{uuid.uuid4().hex}", int(time.time())
 
 
-def usage(generation: Generation) -> Usage:
+def usage(generation: Generation, *, reasoning_tokens: int = 0) -> Usage:
     return Usage(
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.completion_tokens,
         total_tokens=generation.prompt_tokens + generation.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens, audio_tokens=0),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=reasoning_tokens,
+            audio_tokens=0,
+            accepted_prediction_tokens=0,
+            rejected_prediction_tokens=0,
+        ),
     )

@@ -30,6 +30,8 @@ class EngineSettings(Settings):
     lora: str | None = setting(None, "LoRA adapter (PEFT folder or safetensors file) of all requests.", _MODEL)
     chat_template: str | None = setting(None, "A Jinja file, or a template of ours, such as chatml.", _MODEL)
     chat_template_kwargs: dict[str, Any] = setting({}, "JSON object of variables for the template.", _MODEL)
+    tool_parser: str = setting("auto", "How the model writes tool calls; auto finds it from the template.", _MODEL)
+    reasoning_parser: str = setting("auto", "How it writes its reasoning; auto finds it likewise.", _MODEL)
     engine: Literal["auto", "openvino", "transformers", "simulated"] = setting(
         "auto", "What runs the model; auto says why.", _ENGINE
     )
@@ -88,7 +90,13 @@ class EngineSettings(Settings):
             )
         return self
 
-    def engine_config(self, engine: str, model_path: Path | None, draft_model_path: Path | None = None) -> EngineConfig:
+    def engine_config(
+        self,
+        engine: str,
+        model_path: Path | None,
+        draft_model_path: Path | None = None,
+        token_bytes: list[bytes] | None = None,
+    ) -> EngineConfig:
         """For the engine that was chosen, with the files that the settings lead to."""
         return EngineConfig(
             engine=engine,
@@ -107,6 +115,7 @@ class EngineSettings(Settings):
             prompt_lookup=self.prompt_lookup,
             num_assistant_tokens=self.num_assistant_tokens,
             lora_path=self.lora,
+            token_bytes=token_bytes,
             sim_ttft_ms=self.sim_ttft_ms,
             sim_itl_ms=self.sim_itl_ms,
             sim_failure_rate=self.sim_failure_rate,
