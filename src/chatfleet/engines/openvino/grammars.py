@@ -100,7 +100,7 @@ class Grammars:
             raise _too_slow() from exc
         except Exception as exc:
             raise RequestRefused(
-                Fault(message=f"The grammar cannot be compiled: {_reason(exc)}.", kind="invalid")
+                Fault(message=f"The grammar cannot be compiled: {_reason(exc)}.", kind="invalid", param="grammar")
             ) from exc
         return True
 
@@ -165,7 +165,7 @@ def _too_slow() -> RequestRefused:
         f"The grammar was not compiled within {COMPILE_TIMEOUT_S:g} s. Give it fewer or smaller bounds on lengths "
         "(maxLength, maxItems, {m,n}), or try again later where the engine has much to compile."
     )
-    return RequestRefused(Fault(message=message, kind="invalid"))
+    return RequestRefused(Fault(message=message, kind="invalid", param="grammar"))
 
 
 def _reason(exc: Exception) -> str:
