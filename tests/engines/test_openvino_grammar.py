@@ -189,6 +189,27 @@ class TestText:
             if driver.end(rest) == "stop":
                 validate(json.loads(data.decode() + answers.text(rest)), SCHEMA)
 
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {"type": "integer", "minimum": 58, "maximum": 2839},
+            {"enum": ["bbab", "bbb", "a", "あ", "い", "aあ"]},
+            {"type": "string", "pattern": "^([à-日]a|[日-龥]b)$"},
+            {"type": "string", "minLength": 3, "maxLength": 70},
+        ],
+        ids=str,
+    )
+    def test_of_alternatives_that_begin_alike_is_one_of_them(
+        self, driver: Driver, answers: Answers, schema: dict[str, Any]
+    ) -> None:
+        grammar = to_ebnf(from_json_schema(schema, param="response_format"))
+        ids = [answers.add(grammar, **WEIRD, seed=seed) for seed in range(40)]
+        finish(driver)
+        texts = [answers.text(request_id) for request_id in ids if driver.end(request_id) == "stop"]
+        assert texts
+        for text in texts:
+            validate(json.loads(text), schema)
+
     def test_ends_with_the_grammar_where_no_token_is_to_stop_it(self, driver: Driver, answers: Answers) -> None:
         request_id = answers.add(YES, stop_token_ids=(), logprobs=0)
         finish(driver)

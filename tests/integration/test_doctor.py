@@ -2,22 +2,31 @@
 
 import asyncio
 import json
+import os
+import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
+import typer
 
+from chatfleet.cli.doctor import doctor
+from chatfleet.cli.local_fleet import LocalFleet, published, run_folder
+from chatfleet.core.errors import ConfigurationError
 from chatfleet.doctor.catalogue import all_checks, chosen
 from chatfleet.doctor.client import Client
 from chatfleet.doctor.context import MAX_REQUESTS
 from chatfleet.doctor.runner import Result, examine
-from support.altering import Alteration, AlteringServer
+from support.altering import Alteration, AlteringServer, Exchange
 from support.broken_servers import BROKEN, answered
 from support.command import refused, run
 from support.models import write_safetensors
-from support.processes import ControllerProcess, Endpoint, FleetEndpoint, GatewayProcess, WorkerProcess
+from support.processes import Endpoint, FleetEndpoint
 from support.wire import PATIENCE_S, Json
 
 UNSEEN = {"chat.images", "completions.suffix", "reasoning.content", "reasoning.stream", "reasoning.usage"}
@@ -82,6 +91,7 @@ def test_nothing_fails_over_the_simulated_engine(good: Endpoint) -> None:
     assert max(result["requests"] for result in report["results"]) <= MAX_REQUESTS
 
 
+@pytest.mark.long
 def test_nothing_fails_over_the_bundled_model() -> None:
     """It is weak: what has to be so must not depend on it."""
     with FleetEndpoint() as endpoint:
@@ -113,9 +123,9 @@ def test_a_good_server_passes_what_a_broken_one_fails(altering: AlteringServer, 
 
 
 def on_checks(alteration: Alteration) -> Alteration:
-    """The alteration, except for what is asked before any check is."""
+    """The alteration, except for what is asked before any check is: the models, and one chat."""
     calls = iter(range(10**9))
-    return lambda exchange: alteration(exchange) if next(calls) > 0 else None
+    return lambda exchange: alteration(exchange) if next(calls) > 1 else None
 
 
 def test_every_group_of_checks_can_fail() -> None:
@@ -153,11 +163,12 @@ def test_what_a_server_refuses_by_name_is_unsupported(altering: AlteringServer) 
     assert one(altering.url, "sampling.logit_bias").outcome == "fail"
 
 
-def test_checks_can_be_listed_and_chosen(good: Endpoint) -> None:
-    listed = run("doctor", "--list")
-    assert listed.returncode == 0
-    assert all(check.name in listed.stdout for check in all_checks())
-    report = examined(good.url, "--only", "models", "--only", "chat.n")
+def test_checks_can_be_listed_and_chosen(good: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(show_list=True)
+    listed = capsys.readouterr().out
+    assert all(check.name in listed for check in all_checks())
+    doctor(f"{good.url}/v1", only=["models", "chat.n"], timeout=PATIENCE_S, as_json=True)
+    report = json.loads(capsys.readouterr().out)
     assert [result["name"] for result in report["results"]] == [
         "models.list",
         "models.retrieve",
@@ -166,46 +177,236 @@ def test_checks_can_be_listed_and_chosen(good: Endpoint) -> None:
     ]
 
 
-def test_what_cannot_be_examined_is_said(good: Endpoint, free_port: int) -> None:
-    refused(run("doctor", "--only", "no.such"), "no.such", "--list")
-    refused(run("doctor", "--base-url", "localhost:8000"), "http://")
-    refused(run("doctor", "--base-url", f"http://127.0.0.1:{free_port}/v1"), "does not answer", "running")
-    refused(run("doctor", "--base-url", good.url), f"{good.url}/v1")
-    refused(run("doctor", "--base-url", f"{good.url}/v1", "--model", "gpt-9"), "gpt-9", "simulated")
-
-
-def test_the_key_comes_from_the_environment() -> None:
-    with (
-        ControllerProcess() as controller,
-        WorkerProcess("--engine", "simulated", "--controller-url", controller.url),
-        GatewayProcess(
-            "--api-key", "a-key", controllers=[controller], models=["simulated"], api_key="a-key"
-        ) as gateway,
+def test_a_screen_of_80_columns_shows_titles_reasons_and_requests(altering: AlteringServer) -> None:
+    """The title stays in the table; below it are why and the request, on one line each."""
+    altering.alter = on_checks(spoilt("/models", 500, b'{"error": {"message": "the disk\\n\\n  is full"}}'))
+    arguments = ("--only", "models.list", "--only", "chat.images", "--only", "chat.max_completion_tokens")
+    finished = run("doctor", "--base-url", f"{altering.url}/v1", *arguments, env={"COLUMNS": "80"})
+    assert finished.returncode == 1, finished
+    lines = finished.stdout.splitlines()
+    assert "  list                   fail         The models are listed, the one asked about" in lines
+    assert "  max_completion_tokens  pass         max_completion_tokens does the same" in map(str.rstrip, lines)
+    for heading, reason, path in (
+        ("chat.images (unsupported): Images are looked at", "text only", "/chat/completions"),
+        ("models.list (fail): The models are listed, the one asked about among them", "the disk is full", "/models"),
     ):
-        arguments = ("doctor", "--base-url", f"{gateway.url}/v1", "--only", "chat.whole")
-        refused(run(*arguments), "wants an API key")
-        refused(run(*arguments, env={"OPENAI_API_KEY": "another"}), "does not know this API key")
-        assert run(*arguments, env={"OPENAI_API_KEY": "a-key"}).returncode == 0
-        assert run(*arguments, env={"CHATFLEET_API_KEY": "a-key", "OPENAI_API_KEY": "another"}).returncode == 0
+        place = lines.index(heading)
+        assert reason in lines[place + 1]
+        assert lines[place + 2].startswith(f"curl -sS {altering.url}/v1{path}")
 
 
-def test_a_server_that_answers_nothing_is_left_in_time(good: Endpoint, altering: AlteringServer) -> None:
+def test_the_list_can_be_had_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor(show_list=True, as_json=True, only=["stream"])
+    listed = json.loads(capsys.readouterr().out)
+    assert {"name": "stream.form", "group": "stream"}.items() <= listed[0].items()
+    assert [item["name"] for item in listed] == [check.name for check in chosen(["stream"])]
+
+
+def test_the_page_names_every_group() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert {check.group for check in all_checks()} <= set(re.findall(r"`([a-z]+)`", page))
+
+
+def test_wrong_arguments_are_said() -> None:
+    with pytest.raises(ConfigurationError, match=r"no\.such.*--list"):
+        doctor(only=["no.such"])
+    with pytest.raises(ConfigurationError, match="http://"):
+        doctor("localhost:8000")
+
+
+def refusal(base_url: str, model: str = "", key: str | None = None) -> str:
+    """Why a server cannot be examined. The command prints that and ends with status 2."""
+    with pytest.raises(ConfigurationError) as raised:
+        asyncio.run(examine(Client(base_url, model, key, timeout_s=PATIENCE_S), chosen(["models"]), lambda _: None))
+    return str(raised.value)
+
+
+def spoilt(path: str, status: int, body: bytes, **headers: str) -> Alteration:
+    """Answers like these to requests whose path ends so."""
+
+    def alter(exchange: Exchange) -> None:
+        if exchange.path.endswith(path):
+            exchange.status, exchange.body, exchange.content_type = status, body, "text/plain"
+            exchange.headers |= headers
+
+    return alter
+
+
+def test_a_server_that_is_not_there_is_said_once(good: Endpoint, altering: AlteringServer, free_port: int) -> None:
+    url = f"http://127.0.0.1:{free_port}/v1"
+    said = refusal(url)
+    assert said.count(url) == 1 and "does not answer" in said and "Connection refused" in said and "ssl" not in said
+    finished = run("doctor", "--base-url", url)
+    refused(finished, said)
+    assert "plain http" in refusal(altering.url.replace("http", "https"))
+    assert f"try --base-url {good.url}/v1" in refusal(good.url)
+    for wrong in ("/v2", "/v1/chat/completions"):
+        assert f"try --base-url {good.url}/v1\n" in refusal(good.url + wrong)
+        assert f"try --base-url {good.url}/v1" in refusal(good.url + wrong, "simulated")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (500, b'{"error": "boom"}', ["status 500", "boom"]),
+        (200, b"<html>\n<h1>Hello</h1>", ["status 200", "<html> <h1>Hello</h1>"]),
+        (302, b"", ["status 302", "https://example.com/login"]),
+        (200, b'{"data": [', ["status 200", '{"data": [']),
+        (200, b'{"data": []}', ["lists no model"]),
+        (401, b"no", ["wants an API key", "status 401"]),
+    ],
+)
+def test_without_models_it_says_what_was_answered(
+    altering: AlteringServer, status: int, body: bytes, words: list[str]
+) -> None:
+    altering.alter = spoilt("/models", status, body, location="https://example.com/login")
+    said = refusal(f"{altering.url}/v1")
+    assert all(word in said for word in words), said
+    assert one(altering.url, "chat.whole").outcome == "pass", "the model is known, and the list is not needed"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (502, b"<html>\n<h1>Bad\x1b[2J gateway</h1>", ["status 502", "<html> <h1>Bad?[2J gateway</h1>"]),
+        (200, b"", ["status 200", "(empty)"]),
+        (302, b"", ["status 302", "https://example.com/login"]),
+        (401, b'{"error": "who are you"}', ["wants an API key", "status 401", "who are you"]),
+        (403, b"no", ["wants an API key", "status 403"]),
+        (404, b'{"error": "model \'simulated\' not found"}', ["status 404", "not found", "lists it"]),
+        (400, b'{"error": {"message": "No.", "param": "model"}}', ["status 400", "No."]),
+    ],
+)
+def test_a_server_that_does_not_chat_is_left(
+    altering: AlteringServer, status: int, body: bytes, words: list[str]
+) -> None:
+    altering.alter = spoilt("/chat/completions", status, body, location="https://example.com/login")
+    said = refusal(f"{altering.url}/v1")
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, b'{"error": {"message": "the disk is full"}}'),
+        (400, b'{"error": {"message": "simulated does not take it", "param": "max_tokens"}}'),
+        (400, b'{"error": {"message": "simulated does not support chat"}}'),
+        (404, b'{"detail": "Not Found"}'),
+    ],
+)
+def test_what_else_goes_wrong_is_for_the_checks(altering: AlteringServer, status: int, body: bytes) -> None:
+    altering.alter = spoilt("/chat/completions", status, body)
+    assert one(altering.url, "models.list").outcome == "pass"
+
+
+def test_an_unknown_model_is_said(good: Endpoint) -> None:
+    said = refusal(f"{good.url}/v1", "gpt-9")
+    assert "gpt-9" in said and "It lists simulated" in said
+
+
+class LockedServer:
+    """Wants `a-key` and lists a model; its chats are none. `keys` are those that it was given."""
+
+    def __init__(self) -> None:
+        outer = self
+        self.keys: set[str | None] = set()
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length") or 0))
+                key = self.headers.get("authorization")
+                outer.keys.add(key)
+                body = json.dumps({"object": "list", "data": [{"id": "m"}]}).encode()
+                self.send_response(200 if key == "Bearer a-key" else 401)
+                self.send_header("content-type", "application/json")
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = _answer
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LockedServer]:
+    """With no key in the environment, and no fleet that runs here."""
+    for name in ("OPENAI_API_KEY", "CHATFLEET_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with LockedServer() as server:
+        yield server
+
+
+def test_the_key_comes_from_the_environment(
+    locked: LockedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{locked.url}/v1"
+    with pytest.raises(ConfigurationError, match=r"wants an API key(?s:.*)Set OPENAI_API_KEY"):
+        doctor(url)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(ConfigurationError, match="does not know this API key"):
+        doctor(url)
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    assert fails(url, capsys).count("$OPENAI_API_KEY") == 1
+
+
+def fails(url: str | None, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is shown of a check that fails."""
+    with pytest.raises(typer.Exit) as ended:
+        doctor(url, only=["chat.whole"])
+    assert ended.value.exit_code == 1
+    return capsys.readouterr().out
+
+
+def test_the_key_of_our_fleets_goes_to_nobody_else(
+    locked: LockedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only to a running fleet's URL, given or found; the request that is shown names the variable that was used."""
+    url = f"{locked.url}/v1"
+    monkeypatch.setenv("CHATFLEET_API_KEY", "a-key")
+    with pytest.raises(ConfigurationError, match="wants an API key"):
+        doctor(url)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    with pytest.raises(ConfigurationError, match="does not know this API key"):
+        doctor(url)
+    assert locked.keys == {None, "Bearer another"}
+    with run_folder() as folder:
+        assert folder is not None
+        with published(folder, LocalFleet(locked.url, "http://127.0.0.1:9", "token", os.getpid(), time.time())):
+            for place in (None, url):
+                shown = fails(place, capsys)
+                assert "$CHATFLEET_API_KEY" in shown and "OPENAI_API_KEY" not in shown
+            with pytest.raises(ConfigurationError, match="does not know this API key"):
+                doctor(url.replace("127.0.0.1", "localhost"))
+            monkeypatch.delenv("CHATFLEET_API_KEY")
+            monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+            assert "$OPENAI_API_KEY" in fails(None, capsys)
+
+
+def test_a_server_that_answers_nothing_is_left_in_time(altering: AlteringServer) -> None:
     stuck = threading.Event()
 
     def wait(_: object) -> None:
         stuck.wait(PATIENCE_S)
 
     altering.alter = on_checks(wait)
+    client = Client(f"{altering.url}/v1", "simulated", timeout_s=2.0)
     try:
-        report = examined_quickly(altering.url)
-        assert names(report, "fail") == {"chat.whole"}
-        assert "after 0.5 s" in report["results"][0]["reason"]
+        (result,) = asyncio.run(examine(client, chosen(["chat.whole"]), lambda _: None))
+        assert (result.outcome, result.reason) == ("fail", "There is no whole answer after 2 s.")
     finally:
         stuck.set()
-
-
-def examined_quickly(url: str) -> Json:
-    finished = run("doctor", "--base-url", f"{url}/v1", "--json", "--only", "chat.whole", "--timeout", "0.5")
-    assert finished.returncode == 1, finished
-    report: Json = json.loads(finished.stdout)
-    return report

@@ -14,7 +14,7 @@ from support.outputs import merged, parse
 
 SPACE = " \t\r\n"
 TAGS = sorted({tag for known in TOOL_FORMATS.values() for tag in (*known.openers, *known.visible) if len(tag) > 1})
-CLOSING = ("</arg_value>", "</parameter>")
+CLOSING = ("</arg_value>", "</parameter>", "</function>", "</tool_call>", "<parameter=")
 
 names = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_-]{0,20}", fullmatch=True)
 characters = st.characters(codec="utf-8")
@@ -132,6 +132,44 @@ def test_reads_python_calls(calls: list[tuple[str, dict[str, Any]]], cuts: list[
     assert [(event["call"], json.loads(event["arguments"])) for event in events] == calls
 
 
+sloppy = st.recursive(
+    scalars.map(lambda value: json.dumps(value, ensure_ascii=False).replace("\\n", "\n").replace("\\u0000", "\0")),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda items: f"[{','.join(items)},\n]"),
+        st.dictionaries(strings.map(json.dumps), inner, min_size=1, max_size=3).map(
+            lambda items: "{" + ", ".join(f"{key}:{item}" for key, item in items.items()) + " , }"
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=sloppy, cuts=st.lists(st.integers(0, 10**6), max_size=12))
+def test_arguments_are_json_where_the_model_is_sloppy(value: str, cuts: list[int]) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {{"a": {value},}}, }}</tool_call>'
+    reader = make_parser(None, TOOL_FORMATS["hermes"], {"f": None}, opened=False)
+    (event,) = merged(parse(reader, pieces_of(text, cuts)))
+    assert list(json.loads(event["arguments"])) == ["a"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=st.lists(st.tuples(st.sampled_from("abcd"), scalars.map(bare)), max_size=4),
+    ends=st.lists(st.sampled_from(["</parameter>", "\n</parameter>\n", "\n"]), min_size=4, max_size=4),
+    last=st.sampled_from(["</function>\n</tool_call>", "</tool_call>", "</function>"]),
+    cuts=st.lists(st.integers(0, 10**6), max_size=12),
+)
+def test_arguments_are_json_where_end_tags_are_missing(values: Any, ends: list[str], last: str, cuts: Any) -> None:
+    if any(tag in item for _, item in values for tag in TAGS):
+        return
+    pairs = [f"<parameter={key}>{item}{end}" for (key, item), end in zip(values, ends, strict=False)]
+    functions = {"f": {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"enum": ["x", 1]}}}}
+    reader = make_parser(None, TOOL_FORMATS["qwen3_coder"], functions, opened=False)
+    (event,) = merged(parse(reader, pieces_of(f"<tool_call>\n<function=f>\n{''.join(pairs)}{last}", cuts)))
+    assert set(json.loads(event["arguments"])) == {key for key, _ in values}
+
+
 soups = st.lists(
     st.one_of(
         st.sampled_from(TAGS),
@@ -166,6 +204,93 @@ def test_text_without_a_call_stays_as_it_is(name: str, text: str) -> None:
         assert events == ([{"content": text}] if text else [])
 
 
+looks_like_calls = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                *("<|channel|>analysis", "<|channel|>commentary", "<|start|>assistant", "<|message|>", "<|end|>", " "),
+                *("to=functions.f", "to=f", " to=functions.f", "<|constrain|>json", "function", "f", "\n", "```json\n"),
+                *("[f(a=1)]", "f(", '{"name": "f", "arguments": {}}', '{ "name" :"f","parameters":{}}', "functools"),
+                *(
+                    "f[ARGS]{}",
+                    "<function=f>",
+                    "</function>",
+                    "f\n<arg_key>a</arg_key>",
+                    "functions.f:0",
+                    "{}",
+                    "t",
+                    "o=",
+                ),
+            ]
+        ),
+        st.sampled_from(TAGS),
+        st.sampled_from(TAGS).map(lambda tag: tag[:-1]),
+        st.text(characters, max_size=3),
+    ),
+    max_size=12,
+).map("".join)
+
+
+def without(bans: tuple[str, ...], text: str) -> str:
+    while found := next((ban for ban in bans if ban in text), None):
+        text = text.replace(found, found[1:])
+    return text
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+@settings(max_examples=150, deadline=None)
+@given(text=looks_like_calls)
+def test_text_without_what_is_banned_from_free_text_has_no_call(name: str, text: str) -> None:
+    known = TOOL_FORMATS[name]
+    free = without(known.free_text_bans, text)
+    events = merged(parse(make_parser(None, known, {"f": None, "": None}, opened=False), [free]))
+    assert not any("call" in event for event in events)
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_no_call_can_be_written_around_the_bans(name: str) -> None:
+    known = TOOL_FORMATS[name]
+    assert any(ban in known.shape.trigger for ban in known.free_text_bans)
+    for spelling in SPELLINGS[name]:
+        events = merged(parse(make_parser(None, known, {"f": None}, opened=False), [spelling]))
+        assert [event["call"] for event in events if "call" in event] == ["f"]
+        assert any(ban in spelling for ban in known.free_text_bans)
+
+
+_KIMI_CALL = "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+_BARE = ['{ "name": "f", "parameters": {}}', "[f(zip=5)]", ' [ {"name": "f"}]', '<|python_tag|>{"name": "f"}']
+SPELLINGS = {
+    "openai": [
+        *(" to=functions.f<|message|>{}", "<|channel|>analysis to=f<|message|>{}", "\tto=f<|message|>{}"),
+        *("<|start|>assistant to=functions.f<|channel|>commentary<|message|>{}", "<|channel|>to=f<|message|>{}"),
+    ],
+    "kimi_k2": [_KIMI_CALL, f"<|tool_calls_section_begin|>\n{_KIMI_CALL}"],
+    "deepseek_v3": ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}"],
+    "deepseek_v31": ["<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}"],
+    "mistral_v11": ['[TOOL_CALLS] [{"name": "f"}]', "[TOOL_CALLS]f{}"],
+    "mistral": ['[TOOL_CALLS]{"name": "f"}', "[TOOL_CALLS]f[ARGS]{}"],
+    "glm45": ["<tool_call>f\n</tool_call>", '<tool_call>{"name": "f"}'],
+    "qwen3_coder": ["<function=f>\n</function>", '<tool_call>{"name": "f"}', "<tool_call> <function=f>\n</function>"],
+    "granite": ['<tool_call>[{"name": "f"}]', '<|tool_call|>{"name": "f"}'],
+    "phi4_mini_json": [
+        '<|tool_call|>[{"name": "f"}]',
+        '<|tool_call|>functools[{"name": "f"}]',
+        'functools[{"name": "f"}',
+    ],
+    "hermes": ['<tool_call>[{"name": "f"}]'],
+    "pythonic": [*_BARE, "<|python_start|>[f()]<|python_end|>"],
+    "llama3_json": _BARE,
+}
+
+
+def test_reasoning_of_harmony_without_its_ends_has_no_call() -> None:
+    known = REASONING_FORMATS["openai_gptoss"]
+    text = "a <|channel|>commentary to=functions.f<|message|>{} <|end|><|start|>assistant to=functions.f<|message|>{}"
+    free = without(known.ends, text)
+    reader = make_parser(known, TOOL_FORMATS["openai"], {"f": None}, opened=False)
+    assert merged(parse(reader, [known.start + free])) == [{"reasoning": free}]
+
+
 LONG = 100_000
 HOSTILE = {
     "string": ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "' + "x\\n" * (LONG // 3) + '"}}</tool_call>'),
@@ -173,6 +298,8 @@ HOSTILE = {
     "nested tags": ("hermes", "<tool_call>" * (LONG // 11)),
     "spaces": ("hermes", " " * LONG),
     "held arguments": ("hermes", '<tool_call>{"arguments": {"a": "' + "y" * LONG),
+    "commas": ("hermes", '<tool_call>{"name": "f", "arguments": {' + "a , " * (LONG // 4)),
+    "control characters": ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "' + "\\\n" * (LONG // 2)),
     "deep JSON": ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a":[' * (LONG // 6)),
     "deep functions": ("hermes", '<tool_call>{"function":' + '{"function":' * (LONG // 12)),
     "huge name": ("hermes", '<tool_call>{"name": "' + "f" * LONG),

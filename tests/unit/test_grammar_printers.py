@@ -22,6 +22,8 @@ from chatfleet.chat.grammar import (
     to_ebnf,
     to_lark,
 )
+from chatfleet.chat.grammar.factoring import Factoring, any_meet
+from chatfleet.chat.grammar.nodes import Alternatives, walk
 from support.schemas import random_schema
 from support.sentences import random_sentence
 
@@ -81,6 +83,45 @@ def test_llguidance_takes_what_the_grammar_has(name: str) -> None:
             assert accepts(remaining(grammar, text[:cut]), text[cut:]), text[:cut]
     for text in misfits:
         assert not matches(grammar, text) and not accepts(grammar, text), text
+
+
+ALIKE = {
+    "integers": (from_json_schema({"type": "integer", "minimum": 58, "maximum": 2839}, param=None), ["58", "2839"]),
+    "choices": (from_json_schema({"enum": ["あ", "い", "aあ", "red", "real"]}, param=None), ['"い"', '"real"']),
+    "optional members": (
+        from_json_schema({"type": "object", "properties": {"a": {}, "ab": {"type": "null"}, "b": {}}}, param=None),
+        ["{}", '{"ab":null}', '{"a":[{}],"b":2}'],
+    ),
+    "repeated": (from_regex("(a|ab)*(abc|[é-ü]a|[ü-日]b)", param=None), ["aababc", "üa", "日b"]),
+    "recursive": (from_ebnf('root ::= e | e "+" root\ne ::= "(" root ")" | "a"', param=None), ["(a+a)+a", "a"]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_no_alternatives_of_one_rule_begin_alike_in_ebnf(name: str) -> None:
+    grammar, fits = ALIKE[name]
+    printed = from_ebnf(to_ebnf(grammar), param=None)
+    factoring = Factoring(printed)
+    for body in (printed.root, *printed.rules.values()):
+        for node in walk(body):
+            if isinstance(node, Alternatives):
+                assert not any_meet(map(factoring.beginning, node.options)), to_ebnf(grammar)
+    for text in fits:
+        assert matches(printed, text), text
+        assert not matches(printed, text + "?")
+
+
+@pytest.mark.parametrize("seeds", [range(2000, 2020)])
+def test_ebnf_that_is_read_again_has_the_same_texts(seeds: range) -> None:
+    for seed in seeds:
+        grammar, random = from_json_schema(random_schema(seed), param=None), Random(seed)
+        printed = from_ebnf(to_ebnf(grammar), param=None)
+        for _ in range(3):
+            text = random_sentence(grammar, random)
+            cut = random.randint(0, len(text))
+            changed = text[:cut] + random.choice('{}[],:"\\ 0a') + text[cut + 1 :]
+            assert matches(printed, text), text
+            assert matches(printed, changed) == matches(grammar, changed), changed
 
 
 def check_schema(seed: int) -> None:

@@ -1,6 +1,8 @@
 """JSON schemas as grammars: each keyword, what is refused, and what random schemas let through."""
 
 import json
+import time
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -9,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatfleet.chat.grammar import Grammar, from_json_schema, is_complete, json_object, matches, remaining
+from chatfleet.chat.grammar import (
+    Grammar,
+    from_ebnf,
+    from_json_schema,
+    is_complete,
+    json_object,
+    limits,
+    matches,
+    remaining,
+)
+from chatfleet.chat.grammar.budget import budget, tick
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 from support.schemas import random_schema
 from support.sentences import random_sentence
@@ -46,10 +58,33 @@ KEYWORDS: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "format": "ipv4", "maxLength": 8}, ['"1.2.3.45"'], ['"1.2.3.456"', '"256.1.1.1"']),
     ({"enum": ["a", 1, None, {"k": [1]}]}, ['"a"', "1", "null", '{"k": [1]}', '{"k":[1]}'], ['"b"', "2", '{"k" :[1]}']),
     ({"type": "string", "enum": ["a", 1]}, ['"a"'], ["1"]),
+    ({"enum": ["aa", "b"], "pattern": "^a+$", "maxLength": 5}, ['"aa"'], ['"b"']),
+    ({"enum": [{"b": 1, "a": 2, "c": [3]}], **closed({"a": {}, "b": {}, "c": {}})}, ['{"b":1,"a":2,"c":[3]}'], ["{}"]),
+    (
+        {"enum": [{"a": 1, "c": 2}, {"a": "x"}], "type": "object", "properties": {"a": {"type": "integer"}}},
+        ['{"a":1,"c":2}'],
+        ['{"a":"x"}'],
+    ),
+    ({"enum": [12345678901234567890, 1e20, 1.0, 2.5], "type": "integer"}, ["12345678901234567890", "1"], ["2.5"]),
+    ({"enum": [1e-7, 0.3, -1], "type": "number", "minimum": 0, "multipleOf": 1e-7}, ["1e-07"], ["-1"]),
+    ({"enum": [1, "a", None], "oneOf": [{"type": "string"}, {"type": ["null", "string"]}]}, ["null"], ['"a"', "1"]),
+    (
+        {"enum": [[1], [1, "x"]], "items": {"$ref": "#/$defs/n"}, "$defs": {"n": {"type": "integer"}}},
+        ["[1]"],
+        ['[1,"x"]'],
+    ),
     ({"const": "né\n"}, ['"né\\n"'], ['"ne"']),
     ({"anyOf": [{"type": "null"}, {"maxLength": 1, "type": "string"}]}, ["null", '"a"'], ['"ab"']),
     ({"type": "string", "anyOf": [{"maxLength": 1}, {"minLength": 3}]}, ['"a"', '"abc"'], ['"ab"', "1"]),
     ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, ["1", '"a"'], ["1.5"]),
+    ({"oneOf": [{"const": n} for n in range(800)]}, ["0", "799"], ["800"]),
+    ({"allOf": [{"enum": [1, 2.0, True]}, {"enum": [2, 1.0]}]}, ["1", "2"], ["true"]),
+    ({"type": "string", "format": "int32"}, ['"any"'], ["1"]),
+    (
+        {"$id": "http://a.b/r", "$ref": "http://a.b/r#/$defs/s", "$defs": {"s": {"$id": "s", "type": "null"}}},
+        ["null"],
+        ["1"],
+    ),
     ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, ["3", "5"], ["2", "6"]),
     (
         {"allOf": [closed({"a": {"type": "integer"}}), {"properties": {"a": {"minimum": 5}}}]},
@@ -127,6 +162,22 @@ def test_honours_each_keyword(schema: Any, fits: list[str], misfits: list[str]) 
         ({"$ref": "https://example.com/schema"}, "$ref", "#"),
         ({"type": "object", "patternProperties": {"a": {}, "b": {}}}, "patternProperties", "#"),
         ({"type": "string", "nullable": True}, "nullable", "#"),
+        ({"properties": {"a": {"$id": "http://x/a", "$ref": "#/$defs/s"}}}, "$id", "#/properties/a"),
+        ({"$ref": "#/$defs/q/$defs/s", "$defs": {"q": {"$id": "q", "$defs": {"s": True}}}}, "$id", "#"),
+        ({"$ref": "#name"}, "anchor", "#"),
+        ({"type": "number", "minimum": 1e16}, "minimum", "#"),
+        ({"type": "integer", "exclusiveMaximum": -(10**19)}, "exclusiveMaximum", "#"),
+        ({"type": "integer", "multipleOf": 10**20}, "multipleOf", "#"),
+        (
+            {
+                "allOf": [
+                    {"patternProperties": {"^f": {}}, "additionalProperties": False},
+                    {"properties": {"foo": {}}},
+                ]
+            },
+            "patternProperties",
+            "#",
+        ),
     ],
 )
 def test_refuses_by_name_and_place_what_no_grammar_can_honour(schema: Any, keyword: str, place: str) -> None:
@@ -149,6 +200,9 @@ def nested(depth: int) -> dict[str, Any]:
     [
         5,
         {"type": "strin"},
+        {"type": [["string"]]},
+        {"type": []},
+        {"$ref": ["#"]},
         {"properties": []},
         {"minLength": -1},
         {"enum": []},
@@ -178,6 +232,77 @@ def test_takes_schemas_with_hundreds_of_optional_properties_and_deep_nesting() -
     assert matches(wide, '{"p3":1, "p299":2}')
     assert not matches(wide, '{"p299":2,"p3":1}')
     assert matches(grammar_of(nested(60)), "[" * 60 + '"a"' + "]" * 60)
+
+
+FORMS = {
+    "email": ["a@163.com", "o'x+y@b.co.uk"],
+    "hostname": ["3m.com", "localhost"],
+    "uri": ["http://127.0.0.1:8000/x", "mailto:a@b.c", "urn:x:y", "https://u:p@h.com:65535/a?x=1#f", "file:///etc/x"],
+    "uri-reference": ["foo/bar", "../x", "/a", "#f", "?q", "//h.com/x", "a.html"],
+    "date": ["2024-02-29", "2000-02-29"],
+    "duration": ["P1Y2M3DT4H5M6S", "PT5M", "P3W"],
+    "ipv6": ["::", "::1", "2001:db8::1", "fe80::1:2:3:4", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::", "::ffff:1.2.3.4"],
+}
+NO_FORMS = {
+    "date": ["2023-02-29", "1900-02-29"],
+    "duration": ["P", "P1YT", "P1Y2D"],
+    "ipv6": ["1:2:3:4:5:6:7", "1::2::3", "1:2:3:4:5:6:7:8::"],
+    "uri": ["foo", "http://a:65536/"],
+}
+
+
+def test_formats_take_what_is_common_and_nothing_that_does_not_validate() -> None:
+    for name in ("date", "time", "date-time", "json-pointer", "uuid", *FORMS):
+        schema = {"type": "string", "format": name}
+        grammar, random = grammar_of(schema), Random(name)
+        validator = jsonschema.Draft202012Validator(schema, format_checker=CHECKER)
+        for value in [*FORMS.get(name, []), *(json.loads(random_sentence(grammar, random)) for _ in range(30))]:
+            assert matches(grammar, json.dumps(value, ensure_ascii=False)), value
+            validator.validate(value)
+        assert not any(matches(grammar, json.dumps(value)) for value in NO_FORMS.get(name, [])), name
+
+
+def chain(rules: int, *, behind: str) -> str:
+    return "root ::= r0\n" + "\n".join(f"r{n} ::= r{n + 1} {behind}" for n in range(rules)) + f'\nr{rules} ::= "z"'
+
+
+TAGGED = [closed({**{f"p{n}": {} for n in range(9)}, "k": {"const": k}}, required=["k"]) for k in range(16)]
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda: grammar_of({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(900)}}),
+        lambda: grammar_of({"type": "object", "properties": {f"p{n}": {"const": n} for n in range(1100)}}),
+        lambda: grammar_of({"oneOf": [{"enum": [f"{n}_{m}" for m in range(60)]} for n in range(60)]}),
+        lambda: grammar_of({"oneOf": TAGGED}),
+        lambda: grammar_of({"allOf": [{"enum": list(range(3000))}, {"enum": list(range(2000, 5000))}]}),
+        lambda: grammar_of({"enum": ["ab" * 9 + str(n) for n in range(3000)], "pattern": "^(a|b|ab)*[0-9]*$"}),
+        lambda: from_ebnf(chain(3000, behind='| "x"'), param=None),
+        lambda: from_ebnf(chain(4000, behind='"x"'), param=None),
+        lambda: from_ebnf(chain(1500, behind='| "x"') + " | r0", param=None),
+    ],
+    ids=["properties", "constants", "oneOf", "tagged", "allOf", "pattern", "units", "chain", "circle"],
+)
+def test_large_sources_take_little_time(compiled: Callable[[], Grammar]) -> None:
+    with budget("response_format"):
+        assert compiled().root
+
+
+def test_what_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_COMPILE_S", 0.2)
+    start = time.thread_time()
+    with (
+        pytest.raises(InvalidRequest, match=r"more than 0\.2 s to compile") as refusal,
+        budget("tools"),
+        budget("other"),
+    ):
+        grammar_of({"type": "string", "pattern": "^(a|b)*a(a|b){6}$", "minLength": 3})
+    assert refusal.value.param == "tools"
+    assert time.thread_time() - start < 2
+    tick(10**9)
+    with pytest.raises(InvalidRequest, match="steps"), budget("tools"):
+        tick(10**9)
 
 
 def test_a_schema_that_stands_for_itself_adds_nothing() -> None:

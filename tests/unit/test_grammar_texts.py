@@ -41,6 +41,7 @@ TEXTS = ["", "a", "abc", "ab1", "foobarx", "foofoo", "bafoo", "a-b.12", "a.1", "
         r"[A-C]?[\]b]+",
         r"\W|.{2}",
         r"a{2}|a{0,3}",
+        "a{0000000001}bc",
     ],
 )
 def test_a_regex_matches_whole_texts_as_python_does(pattern: str) -> None:
@@ -61,6 +62,8 @@ def test_a_regex_matches_whole_texts_as_python_does(pattern: str) -> None:
         ("(a$)b", "`$` within a group"),
         ("a^b", "`^`"),
         ("a{,3}", "`{,n}`"),
+        ("a\0b", "NUL"),
+        (r"a\x00", "NUL"),
     ],
 )
 def test_a_regex_that_no_grammar_can_honour_is_refused_by_name(pattern: str, what: str) -> None:
@@ -86,7 +89,7 @@ def test_choices_are_exact() -> None:
     grammar = from_choices(["yes", "yes!", "né"])
     assert matches(grammar, "yes") and matches(grammar, "né") and not matches(grammar, "ye")
     assert not is_complete(grammar, "yes") and is_complete(grammar, "yes!")
-    for wrong in ([], ["\ud800"], [str(n) for n in range(10_000)]):
+    for wrong in ([], ["\ud800"], ["a\0b"], [str(n) for n in range(10_000)]):
         with pytest.raises(InvalidRequest):
             from_choices(wrong)
 
@@ -96,6 +99,7 @@ GRAMMARS: list[tuple[str, list[str], list[str]]] = [
     ('root ::= e\ne ::= e "+" t | t\nt ::= [0-9]+ | "(" e ")"', ["1", "1+(2+3)+4"], ["1+", "()"]),
     ('root ::= (ws "a")* end\nws ::= " "*\nend ::= ws', ["  a a ", ""], ["b"]),
     ('root ::= x{2,3} y?\nx ::= "a" | "é"\ny ::= [^a-z\\]]', ["aéa!", "aa"], ["a", "aa]"]),
+    ('root ::= a | "q"\na ::= b | "x"\nb ::= a "y" | root | "z"', ["q", "xyy", "zy", "qy"], ["y", "xq"]),
     ('root ::= a*\na ::= b*\nb ::= "x"', ["", "xxx"], ["y"]),
     ('root ::= "\\x41\\u00e9\\"" |\n  "b"', ['Aé"', "b"], ["A"]),
 ]
@@ -122,6 +126,9 @@ def test_reads_grammars_as_llama_cpp_writes_them(source: str, fits: list[str], m
         ("root ::= [z-a]", "ends before it begins"),
         ('root ::= "a"{3,1}', "ends before it begins"),
         ('root ::= "a"{100000}', "a count over"),
+        ('root ::= "a"{\u0663}', "counts are written"),
+        ('root ::= "a\\0"', "NUL"),
+        ('root ::= "a" [\\0]', "NUL"),
         ('root ::= "a"\nroot ::= "b"', "there twice"),
         ("root ::= " + "(" * 500 + '"a"' + ")" * 500, "nested deeper"),
     ],
@@ -203,6 +210,12 @@ def test_honours_structural_tags(tag: Any, fits: list[str], misfits: list[str]) 
         "{",
         {},
         {"format": {"type": "qwen_xml_parameter"}},
+        {"format": {"type": "const_string", "value": "a\0"}},
+        *({"format": {"type": "any_text", "excludes": wrong}} for wrong in ([5], "ab", {"a": 1})),
+        *(
+            {"format": {"type": "triggered_tags", "triggers": ["<n"], "tags": [INTEGER_TAG], "excludes": wrong}}
+            for wrong in ([5], "ab")
+        ),
         {"structures": [], "triggers": ["<"]},
         {"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]},
     ],

@@ -90,10 +90,17 @@ def test_ids_are_the_same_wherever_an_answer_goes_on_and_differ_otherwise() -> N
 
 def test_ids_are_short_where_templates_want_them_so() -> None:
     tools = plan(tools=[function("f"), function("g")])
-    reading = ChoiceReader(Scripted(*CALLING), tools, answer_id="a", index=0, has_short_ids=True)
+    reading = ChoiceReader(Scripted(*CALLING), tools, answer_id="a", index=0, call_ids="short")
     read(reading, 4)
     ids = [call.id for call in reading.message().tool_calls or ()]
     assert [len(call_id) for call_id in ids] == [9, 9] and all(call_id.isalnum() for call_id in ids)
+
+
+def test_ids_tell_the_function_where_templates_show_nothing_else_of_a_call() -> None:
+    tools = plan(tools=[function("f"), function("g")])
+    reading = ChoiceReader(Scripted(*CALLING), tools, answer_id="a", index=0, call_ids="named")
+    read(reading, 4)
+    assert [call.id for call in reading.message().tool_calls or ()] == ["functions.f:0", "functions.g:1"]
 
 
 def test_one_call_is_one_call() -> None:
@@ -110,6 +117,12 @@ def test_functions_are_answered_in_the_older_form() -> None:
     assert message.tool_calls is None and message.function_call is not None
     assert (message.function_call.name, message.function_call.arguments) == ("f", "{}")
     assert reading.finish_reason("stop") == "function_call"
+
+
+def test_a_call_that_a_stop_string_cuts_is_none_to_run() -> None:
+    reading = reader([CallBegin(0, "f"), CallArguments(0, '{"a":')], plan=plan(tools=[function("f")]))
+    read(reading, 1)
+    assert reading.finish_reason("stop") == "stop"
 
 
 def test_a_call_by_its_name_ends_like_text() -> None:

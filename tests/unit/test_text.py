@@ -213,3 +213,20 @@ def test_a_text_that_is_replayed_goes_on_where_it_was(data: st.DataObject) -> No
 def test_more_log_probabilities_than_tokens_cannot_be_held_back() -> None:
     with pytest.raises(ValueError, match="more log probabilities"):
         IncrementalText(ByteTokenizer()).replay([256, 97], [Logprob(-math.inf)] * 2)
+
+
+class Halves(ByteTokenizer):
+    """Byte tokens, and one that ends inside of a character: a space and half an emoji."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b" \xf0\x9f" if token_id == 300 else super().token_bytes(token_id)
+
+
+def test_where_grammars_go_on_a_token_shows_when_its_last_character_is_whole() -> None:
+    text = IncrementalText(Halves(), TextRules(by_character=True))
+    assert text.feed([97]).text == "a" and text.unfinished_tokens == 0
+    assert text.feed([300]).text == "" and text.unfinished_tokens == 1
+    assert text.feed([0x9A]).text == "" and text.unfinished_tokens == 2
+    assert text.feed([0xA2]).text == " 🚢" and text.unfinished_tokens == 0
+    text.feed([300])
+    assert text.finish().text == " �"

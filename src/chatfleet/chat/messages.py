@@ -8,6 +8,9 @@ from pydantic_core import from_json
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 from chatfleet.protocol.chat import ChatMessage, MediaPart, RefusalPart, Tool
 
+END_MARK: Final = "\ue000end of the final message\ue001"
+"""Put behind the text of a message that is to be continued, to find its place in the prompt. Of private characters, so
+that no message has it by chance."""
 _ROLES: Final = {"function": "tool"}
 """Older spellings of roles that templates know."""
 
@@ -73,17 +76,15 @@ def _arguments(arguments: str) -> Any:
         return arguments
 
 
-def open_ended(prompt: str, text: str) -> str:
-    """A rendered prompt up to the end of its last message, whose text is `text`. Raises InvalidRequest where the
-    template shows another."""
-    for shown in (text, text.rstrip(), text.strip()):
-        start = prompt.rfind(shown)
-        if start >= 0 and shown:
-            return prompt[: start + len(shown)]
-    raise InvalidRequest(
-        "The final message cannot be continued: the model's chat template does not show its text as it is.",
-        param="continue_final_message",
-    )
+def up_to_mark(prompt: str) -> str:
+    """A rendered prompt up to where `END_MARK` stands, behind the text of its last message. Raises InvalidRequest."""
+    before, mark, _ = prompt.rpartition(END_MARK)
+    if not mark:
+        raise InvalidRequest(
+            "The final message cannot be continued: the model's chat template does not show its text as it is.",
+            param="continue_final_message",
+        )
+    return before
 
 
 def template_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:

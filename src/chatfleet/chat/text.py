@@ -119,6 +119,7 @@ class IncrementalText:
         self._decoded = 0
         self._shown = 0
         self._pending: list[tuple[int, TokenText]] = []  # (characters decoded up to its end, token)
+        self._unfinished = ""
         self.unfinished_tokens = 0
         """How many tokens at the end are part of a character only, where the rules want that known."""
 
@@ -133,9 +134,7 @@ class IncrementalText:
             if self._strip:
                 data, self._strip = data.removeprefix(b" "), False
             piece = self._decoder.decode(data)
-            pieces.append(piece)
-            if self._rules.by_character:
-                self.unfinished_tokens = self.unfinished_tokens + 1 if self._decoder.getstate()[0] else 0
+            pieces.append(self._whole_characters(piece) if self._rules.by_character else piece)
             offset, self._decoded = self._decoded, self._decoded + len(piece)
             if logprobs is not None:
                 entry = logprobs[position]
@@ -148,6 +147,7 @@ class IncrementalText:
         """The end of generation: what was held back, an unfinished character as U+FFFD."""
         tail = self._decoder.decode(b"", final=True)
         self._decoded += len(tail)
+        tail, self._unfinished = self._unfinished + tail, ""
         delta = self._show(tail)
         if not delta.stopped:
             delta.text += self._stops.flush()
@@ -178,6 +178,14 @@ class IncrementalText:
     def held_tokens(self) -> list[TokenText]:
         """Tokens with log probabilities that have to come out yet."""
         return [token for _, token in self._pending]
+
+    def _whole_characters(self, piece: str) -> str:
+        """The text of tokens that end with a whole character: others wait for the rest of it, text and all."""
+        piece = self._unfinished + piece
+        is_inside = bool(self._decoder.getstate()[0])
+        self.unfinished_tokens = self.unfinished_tokens + 1 if is_inside else 0
+        self._unfinished = piece if is_inside else ""
+        return "" if is_inside else piece
 
     def _show(self, text: str) -> TextDelta:
         shown, stopped = self._stops.feed(text)

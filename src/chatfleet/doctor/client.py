@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shlex
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -17,6 +19,9 @@ MAX_ANSWER_BYTES: Final = 32 * 2**20
 _RETRIES: Final = 2
 _RETRY_WAIT_S: Final = 2.0
 _SHOWN_BODY_CHARS: Final = 2000
+_CONNECT_TIMEOUT_S: Final = 10.0
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
+"""What TLS makes of a server that speaks plain http."""
 
 Json = dict[str, Any]
 
@@ -39,14 +44,15 @@ class Request:
     url: str
     body: bytes | None
 
-    def as_curl(self, *, with_key: bool) -> str:
-        """The request for a shell, without the key: that is taken from OPENAI_API_KEY. A long body is cut."""
+    def as_curl(self, key_variable: str | None) -> str:
+        """The request for a shell. The key is taken from that environment variable; None is no key. A long body is
+        cut."""
         parts = ["curl", "-sS"]
         if self.method not in ("GET", "POST") or (self.method == "POST" and self.body is None):
             parts += ["-X", self.method]
         parts.append(shlex.quote(self.url))
-        if with_key:
-            parts.append('-H "authorization: Bearer $OPENAI_API_KEY"')
+        if key_variable is not None:
+            parts.append(f'-H "authorization: Bearer ${key_variable}"')
         if self.body is not None:
             text = self.body.decode("utf-8", "replace")
             if len(text) > _SHOWN_BODY_CHARS:
@@ -98,9 +104,9 @@ class Answer:
         return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
     def start(self) -> str:
-        """Its beginning, to be shown."""
-        text = self.body[:300].decode("utf-8", "replace").strip()
-        return text or "(empty)"
+        """Its beginning on one line, to be shown."""
+        text = " ".join(self.body[:300].decode("utf-8", "replace").split())
+        return "".join(char if char.isprintable() else "?" for char in text) or "(empty)"
 
 
 def events_of(answer: Answer) -> list[str]:
@@ -129,7 +135,10 @@ def events_of(answer: Answer) -> list[str]:
 
 
 class Client:
-    """One server, and the model that is asked of it: empty until it is known. Use it as a context manager."""
+    """One server, and the model that is asked of it: empty until it is known. Use it as a context manager.
+
+    `key_variable` is the environment variable that has the key, or should have it.
+    """
 
     def __init__(
         self,
@@ -137,12 +146,14 @@ class Client:
         model: str,
         api_key: str | None = None,
         *,
+        key_variable: str = "OPENAI_API_KEY",
         timeout_s: float = 60.0,
         verify: ssl.SSLContext | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.with_key = api_key is not None
+        self.key_variable = key_variable
         self.timeout_s = timeout_s
         self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._verify = verify
@@ -170,27 +181,44 @@ class Client:
         return answer
 
     async def leave(self, request: Request) -> None:
-        """Read the beginning of an answer, and close the connection."""
-        async with self._answer(request) as response:
-            await response.content.readany()
-            response.close()
+        """Read the beginning of an answer, and close the connection. Raises as `send` does."""
+        with self._faults():
+            async with asyncio.timeout(self.timeout_s), self._answer(request) as response:
+                await response.content.readany()
+                response.close()
 
     async def _send(self, request: Request) -> Answer:
-        try:
+        with self._faults():
             async with asyncio.timeout(self.timeout_s), self._answer(request) as response:
                 body = bytearray()
                 async for piece in response.content.iter_any():
                     body += piece
                     if len(body) > MAX_ANSWER_BYTES:
                         raise Failed(f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MB.")
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, bytes(body))
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except aiohttp.ConnectionTimeoutError as exc:
+            raise Unreachable(f"No connection is made within {self._connect_timeout_s:g} s.") from exc
         except TimeoutError:
             raise Failed(f"There is no whole answer after {self.timeout_s:g} s.") from None
         except aiohttp.ClientConnectorError as exc:
-            raise Unreachable(f"{self.base_url} cannot be reached: {exc}.") from exc
+            raise Unreachable(_why_unreachable(exc)) from exc
+        except aiohttp.InvalidURL as exc:
+            raise Unreachable("The URL is none.") from exc
+        except aiohttp.ServerDisconnectedError as exc:
+            hint = " It may want https." if self.base_url.startswith("http:") else ""
+            raise Failed(f"The server closes the connection and answers nothing.{hint}") from exc
         except aiohttp.ClientError as exc:
             raise Failed(f"The answer breaks off or is no HTTP: {exc or type(exc).__name__}.") from exc
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, headers, bytes(body))
+
+    @property
+    def _connect_timeout_s(self) -> float:
+        return min(self.timeout_s, _CONNECT_TIMEOUT_S)
 
     def _answer(self, request: Request) -> "aiohttp.client._RequestContextManager":
         assert self._session is not None, "use it as a context manager"
@@ -205,13 +233,29 @@ class Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
             headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(self.timeout_s, 10.0)),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
         )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _why_unreachable(exc: aiohttp.ClientConnectorError) -> str:
+    error = exc.os_error
+    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+        return f"The name {exc.host} is not known: {error.strerror or error}."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"Its certificate is not trusted here: {error.verify_message}. Set SSL_CERT_FILE to a file with it, or "
+            "with whoever signed it."
+        )
+    if isinstance(error, ssl.SSLError):
+        if error.reason in _NO_TLS:
+            return "It speaks plain http at that port, and not https: try http://."
+        return f"No TLS connection can be made: {error.reason or error}."
+    return f"No connection can be made: {os.strerror(error.errno) if error.errno else error}."
 
 
 def _wait_s(answer: Answer) -> float:

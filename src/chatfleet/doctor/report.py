@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatfleet.doctor.client import Client
+from chatfleet.doctor.context import Check
 from chatfleet.doctor.runner import Result
+
+
+def list_as_json(checks: Sequence[Check]) -> list[dict[str, str]]:
+    return [{"name": check.name, "group": check.group, "title": check.title} for check in checks]
 
 
 def as_json(client: Client, results: Sequence[Result]) -> dict[str, Any]:
@@ -37,4 +42,7 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
 
 
 def curl(client: Client, result: Result) -> str | None:
-    return None if result.request is None else result.request.as_curl(with_key=client.with_key)
+    """The request that shows what is wrong, for a shell; None where the check passed."""
+    if result.request is None:
+        return None
+    return result.request.as_curl(client.key_variable if client.with_key else None)

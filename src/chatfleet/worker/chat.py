@@ -34,8 +34,7 @@ from chatfleet.worker.sampling import (
     sampling_params,
 )
 from chatfleet.worker.service import WorkerService, answer_identity, off_loop, usage
-from chatfleet.worker.structure import constraint_of
-from chatfleet.worker.tool_choice import ToolPlan, plan_tools, refuse_without_format
+from chatfleet.worker.tool_choice import NO_TOOLS, ToolPlan, plan_tools, refuse_without_format
 
 
 class ChatCompletions:
@@ -60,21 +59,26 @@ class ChatCompletions:
         check_choices(n, "n")
         plan = plan_tools(request)
         formats = service.model.formats
-        if plan.tools and formats.tools is None and formats.parses_tools:
+        if plan.tools and formats.tools is None and (formats.parses_tools or plan.must_call or plan.is_strict):
             refuse_without_format(plan)
         prompt = await self._render(plan)
         token_ids = self._prompt_token_ids = await service.encode_bounded(prompt, "messages", add_special_tokens=False)
         capabilities = service.capabilities
         tools = formats.tools if plan.tools else None
         opened = formats.reasoning is not None and formats.reasoning.opens_reasoning(prompt)
-        constraint = await constraint_of(
-            request, capabilities, plan=plan, tools=tools, reasoning=formats.reasoning, opened=opened
-        )
         max_tokens = completion_budget(
             prompt_tokens=len(token_ids),
             max_tokens=request.max_completion_tokens or request.max_tokens,
             context_length=capabilities.context_length,
             param="messages",
+        )
+        constraint = await service.structures.constraint(
+            request,
+            capabilities,
+            plan=NO_TOOLS if tools is None else plan,
+            tools=tools,
+            reasoning=formats.reasoning,
+            opened=opened,
         )
         wanted = (request.top_logprobs or 0) if request.logprobs else None
         if request.prompt_logprobs is not None:
@@ -89,7 +93,8 @@ class ChatCompletions:
             tokenizer=service.model.tokenizer,
             capabilities=capabilities,
         )
-        rules = service.text_rules(request, shows_formats=tools is not None or formats.reasoning is not None)
+        is_parsed = tools is not None or formats.reasoning is not None
+        rules = service.text_rules(request, is_parsed=is_parsed, is_constrained=constraint is not None)
         generation = await service.generate(
             [token_ids],
             [sampling],
@@ -102,14 +107,14 @@ class ChatCompletions:
         functions = {tool.function.name: tool.function.parameters or {} for tool in plan.tools}
         for index in range(n):
             parser = None
-            if tools is not None or formats.reasoning is not None:
+            if is_parsed:
                 parser = make_parser(formats.reasoning, tools, functions, opened=opened)
             reader = ChoiceReader(
                 parser,
                 plan,
                 answer_id=self._id,
                 index=index,
-                has_short_ids=tools is not None and tools.has_short_ids,
+                call_ids="long" if tools is None else tools.call_ids,
             )
             self._readers.append(reader)
         await self._replay(generation, rules)

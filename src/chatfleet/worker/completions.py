@@ -34,7 +34,7 @@ from chatfleet.worker.sampling import (
     sampling_params,
 )
 from chatfleet.worker.service import WorkerService, answer_identity, off_loop, usage
-from chatfleet.worker.structure import Constraint, constraint_of
+from chatfleet.worker.structure import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Completions:
         prompts = request.prompts()
         many = "best_of" if self._generated > self._n else "n"
         check_choices(len(prompts) * self._generated, "prompt" if len(prompts) > 1 else many)
-        constraint = await constraint_of(request, service.capabilities)
+        constraint = await service.structures.constraint(request, service.capabilities)
         between = await self._between()
         sampling: list[SamplingParams] = []
         for given in prompts:
@@ -89,7 +89,9 @@ class Completions:
             [prompt.token_ids for prompt in self._prompts],
             sampling,
             n=self._generated,
-            rules=replace(service.text_rules(request, shows_formats=False), goes_on=True),
+            rules=replace(
+                service.text_rules(request, is_parsed=False, is_constrained=constraint is not None), goes_on=True
+            ),
             constraint=constraint,
             meter=self.meter,
             terms=self._terms,

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pydantic_core import from_json
+
 from chatfleet.chat.events import CallArguments, CallBegin, Content, OutputEvent, OutputParser, Reasoning
+from chatfleet.chat.formats import CallIds
 from chatfleet.chat.text import IncrementalText
 from chatfleet.protocol.chat import AnsweredCall, AssistantMessage, CallDelta, CalledFunction, Delta
 from chatfleet.protocol.common import FinishReason
@@ -33,10 +36,10 @@ class ChoiceReader:
         *,
         answer_id: str,
         index: int,
-        has_short_ids: bool = False,
+        call_ids: CallIds = "long",
     ) -> None:
         self._parser = parser
-        self._has_short_ids = has_short_ids
+        self._call_ids = call_ids
         self._plan = plan
         self._seed = f"{answer_id} {index}"
         self._content: list[str] = []
@@ -77,10 +80,11 @@ class ChoiceReader:
             self.read([text.finish().text], 0, ends=True)
 
     def finish_reason(self, reason: FinishReason) -> FinishReason:
-        """What ended it, in OpenAI's words. A call that was demanded by its name ends it like any text."""
+        """What ended it, in OpenAI's words. A call that was demanded by its name ends it like any text, and so does a
+        stop string inside of a call: nobody could run that."""
         if not self._calls or reason != "stop":
             return reason
-        if self._plan.is_named:
+        if self._plan.is_named or not _is_json(self._calls[-1].arguments):
             return "stop"
         return "function_call" if self._plan.is_legacy else "tool_calls"
 
@@ -149,5 +153,15 @@ class ChoiceReader:
             calls[event.index] = CallDelta(index=event.index, function=CalledFunction(arguments=event.fragment))
 
     def _call_id(self, index: int) -> str:
+        if self._call_ids == "named":
+            return f"functions.{self._calls[index].name}:{index}"
         digest = hashlib.blake2b(f"{self._seed} {index}".encode(), digest_size=12).hexdigest()
-        return digest[:_SHORT_ID_CHARS] if self._has_short_ids else f"call_{digest}"
+        return digest[:_SHORT_ID_CHARS] if self._call_ids == "short" else f"call_{digest}"
+
+
+def _is_json(pieces: Sequence[str]) -> bool:
+    try:
+        from_json("".join(pieces))
+    except ValueError:
+        return False
+    return True

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from chatfleet import __version__
-from chatfleet.chat.messages import open_ended, template_messages, template_tools
+from chatfleet.chat.messages import END_MARK, template_messages, template_tools, up_to_mark
 from chatfleet.chat.text import TextRules
 from chatfleet.core.errors import ConfigurationError, ContextLengthExceeded, InvalidRequest, ModelNotFound
 from chatfleet.core.fleet import Heartbeat, ModelInfo, WorkerInfo, WorkerLoad
@@ -27,6 +27,7 @@ from chatfleet.worker.recovery import Terms, check_resume, grammar_behind, repla
 from chatfleet.worker.registration import new_worker_id
 from chatfleet.worker.sampling import for_choice
 from chatfleet.worker.structure import Constraint
+from chatfleet.worker.structures import Structures
 
 _COMPOSED_CHARS = 4  # normalising a text makes at most about this many characters one
 _OFF_LOOP_SIZE = 4096  # characters or tokens; turning this many into each other takes about a millisecond
@@ -43,6 +44,7 @@ class WorkerService:
         self.is_in_fleet = is_in_fleet
         self.worker_id = new_worker_id()
         self.fingerprint = _fingerprint(model)
+        self.structures = Structures()
         self.metrics = WorkerMetrics(model.names[0], admission, engine.stats)
 
     def load(self) -> WorkerLoad:
@@ -137,6 +139,8 @@ class WorkerService:
                 "This model has no chat template. Use /v1/completions, or start the worker with --chat-template."
             )
         rendered = template_messages(messages, knows_developer=template.knows_developer)
+        if continue_final_message:
+            rendered[-1]["content"] += END_MARK
         size = _OFF_LOOP_SIZE if tools else sum(len(message["content"]) for message in rendered)
         prompt = await off_loop(
             size,
@@ -147,16 +151,18 @@ class WorkerService:
                 variables=variables,
             ),
         )
-        return open_ended(prompt, rendered[-1]["content"]) if continue_final_message else prompt
+        return up_to_mark(prompt) if continue_final_message else prompt
 
-    def text_rules(self, request: SamplingFields, *, shows_formats: bool) -> TextRules:
-        """What shows of the answers; `shows_formats` adds the control tokens of the model's own formats."""
+    def text_rules(self, request: SamplingFields, *, is_parsed: bool, is_constrained: bool) -> TextRules:
+        """What shows of the answers. Where they are parsed, or a grammar says what they are, the control tokens of the
+        model's own formats are text like any other."""
         return TextRules(
             stops=request.stop_strings(),
             shows_stop=bool(request.include_stop_str_in_output),
             shows_control=request.skip_special_tokens is False,
-            visible=self.model.visible_token_ids if shows_formats else frozenset(),
-            by_token=shows_formats,
+            visible=self.model.visible_token_ids if is_parsed or is_constrained else frozenset(),
+            by_token=is_parsed,
+            by_character=is_constrained,
         )
 
     async def generate(
@@ -177,7 +183,6 @@ class WorkerService:
             for prompt, token_ids in enumerate(prompts)
             for choice in range(n)
         ]
-        rules = replace(rules, by_character=constraint is not None)
         if terms.resume is not None:
             jobs = await self._resumed(jobs, terms.resume, rules, constraint)
         return Generation(

@@ -1,20 +1,18 @@
 """What the text of an answer has to be: one grammar out of response formats, calls that must be, and reasoning."""
 
-import asyncio
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from chatfleet.chat import grammar as grammars
 from chatfleet.chat.formats import REASONING_FORMATS, TOOL_FORMATS, CallShape, ReasoningFormat, ToolFormat
 from chatfleet.chat.grammar import Grammar
-from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
-from chatfleet.engines.base import Capabilities, GrammarSyntax
+from chatfleet.chat.grammar.budget import budget
+from chatfleet.core.errors import InvalidRequest
+from chatfleet.engines.base import GrammarSyntax
 from chatfleet.protocol.common import SamplingFields, StructuredOutputs
-from chatfleet.worker.tool_choice import NO_TOOLS, ToolPlan
+from chatfleet.worker.tool_choice import ToolPlan
 
-_CACHED: Final = 256
 _NO_PARAMETERS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -88,69 +86,58 @@ def _parsed(value: Any, name: str) -> Any:
         raise InvalidRequest(f"'{param}' is not valid JSON: {exc}.", param=param) from exc
 
 
-async def constraint_of(
-    request: SamplingFields,
-    capabilities: Capabilities,
+def describe(
+    wanted: Wanted | None,
+    plan: ToolPlan,
+    tools: ToolFormat | None,
+    reasoning: ReasoningFormat | None,
     *,
-    plan: ToolPlan = NO_TOOLS,
-    tools: ToolFormat | None = None,
-    reasoning: ReasoningFormat | None = None,
-    opened: bool = False,
-) -> Constraint | None:
-    """What every choice of `request` has to be; None where it may be anything.
-
-    `tools` and `reasoning` are the model's formats; `opened` says that the prompt ends inside of a reasoning. Compiled
-    off the event loop, and remembered. Raises InvalidRequest for what no grammar can say, UnsupportedParameter where
-    the engine takes none.
-    """
-    wanted = wanted_structure(request)
-    if wanted is None and not plan.must_call and not plan.is_strict:
-        return None
-    param = plan.param if wanted is None else wanted.param
-    if capabilities.grammar_syntax is None:
-        raise UnsupportedParameter(
-            f"The engine {capabilities.engine!r} cannot hold answers to a form, which '{param}' asks for here.",
-            param=param,
-        )
+    opened: bool,
+) -> str:
+    """All that a constraint is made of, in JSON."""
     functions = [
-        {"name": f.name, "parameters": f.parameters, "strict": bool(f.strict)}
+        {"name": f.name, "parameters": f.parameters if plan.must_call or f.strict else None, "strict": bool(f.strict)}
         for f in (tool.function for tool in plan.tools)
     ]
     description = {
         "wanted": wanted,
         "functions": functions,
         "param": plan.param,
-        "asked_by": param,
+        "asked_by": plan.param if wanted is None else wanted.param,
         "must_call": plan.must_call,
         "one_call": plan.one_call,
         "tools": tools and tools.name,
         "reasoning": reasoning and reasoning.name,
         "opened": opened,
     }
-    return await asyncio.to_thread(_compiled, json.dumps(description), capabilities.grammar_syntax)
+    return json.dumps(description)
 
 
-@lru_cache(maxsize=_CACHED)
-def _compiled(description: str, syntax: GrammarSyntax) -> Constraint:
+def compile_constraint(description: str, syntax: GrammarSyntax) -> Constraint:
+    """The constraint of a description. Takes seconds at most. Raises InvalidRequest for what no grammar can say."""
     said = json.loads(description)
+    with budget(said["asked_by"]):
+        return _compiled(said, syntax)
+
+
+def _compiled(said: dict[str, Any], syntax: GrammarSyntax) -> Constraint:
     content = None if said["wanted"] is None else _content(Wanted(*said["wanted"]))
     reasoning = None if said["reasoning"] is None else REASONING_FORMATS[said["reasoning"]]
     if reasoning is not None and content is not None and reasoning.answer_start:
         content = grammars.sequence(grammars.literal(reasoning.answer_start), content)
     grammar = content
     if said["functions"]:
-        shape = TOOL_FORMATS[said["tools"]].shape
-        calls = _calls(shape, said)
+        tools = TOOL_FORMATS[said["tools"]]
+        calls = _calls(tools.shape, said)
         if content is not None and not said["must_call"]:
             grammar = grammars.alternatives(content, calls)
         elif said["must_call"]:
             grammar = calls
         else:
-            grammar = grammars.sequence(grammars.text_without((shape.trigger,)), grammars.repeat(calls, 0, 1))
+            grammar = grammars.sequence(grammars.text_without(tools.free_text_bans), grammars.repeat(calls, 0, 1))
     assert grammar is not None
     if reasoning is not None:
-        trigger = TOOL_FORMATS[said["tools"]].shape.trigger if said["functions"] else ""
-        grammar = _behind_reasoning(grammar, reasoning, trigger, opened=said["opened"])
+        grammar = _behind_reasoning(grammar, reasoning, opened=said["opened"])
     return Constraint(grammar, syntax, _written(grammar, syntax), said["asked_by"])
 
 
@@ -174,16 +161,20 @@ def _calls(shape: CallShape, said: dict[str, Any]) -> Grammar:
 def _arguments(function: dict[str, Any], said: dict[str, Any]) -> Grammar:
     if not function["strict"] and not said["must_call"]:
         return grammars.json_object()
-    return grammars.from_json_schema(function["parameters"] or _NO_PARAMETERS, param=said["param"])
+    schema = function["parameters"] or _NO_PARAMETERS
+    kinds = schema.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise InvalidRequest(
+            f"The parameters of '{function['name']}' must be of type object, for arguments are one.",
+            param=said["param"],
+        )
+    return grammars.from_json_schema({**schema, "type": "object"}, param=said["param"])
 
 
-def _behind_reasoning(grammar: Grammar, reasoning: ReasoningFormat, trigger: str, *, opened: bool) -> Grammar:
-    """The same behind the end of a reasoning, which there need not be where the prompt has not opened one.
-
-    Nor does the reasoning contain `trigger`, at which calls begin: the parser would take them for some.
-    """
+def _behind_reasoning(grammar: Grammar, reasoning: ReasoningFormat, *, opened: bool) -> Grammar:
+    """The same behind the end of a reasoning, which there need not be where the prompt has not opened one."""
     thinking = grammars.sequence(
-        grammars.text_without((*reasoning.ends, *filter(None, [trigger]))),
+        grammars.text_without(reasoning.ends),
         grammars.literal(reasoning.end),
         grammars.literal("") if reasoning.answer_start else grammars.repeat(grammars.literal("\n"), 0, 2),
         grammar,
@@ -200,7 +191,7 @@ def _content(wanted: Wanted) -> Grammar:
         case "regex":
             return grammars.from_regex(wanted.value, param=wanted.param)
         case "choice":
-            return grammars.from_choices(wanted.value)
+            return grammars.from_choices(wanted.value, param=wanted.param)
         case "grammar":
             return grammars.from_ebnf(wanted.value, param=wanted.param)
         case "structural_tag":

@@ -44,9 +44,15 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
     if request.functions:
         if request.tools:
             raise InvalidRequest("'functions' is the older form of 'tools': give one of them.", param="functions")
+        for param, value in (
+            ("tool_choice", request.tool_choice),
+            ("parallel_tool_calls", request.parallel_tool_calls),
+        ):
+            if value is not None:
+                raise InvalidRequest(f"'{param}' goes with 'tools', not with 'functions'.", param=param)
         return _plan_functions(request.functions, request.function_call)
-    if request.function_call not in (None, "none", "auto"):
-        raise InvalidRequest("'function_call' needs 'functions'.", param="function_call")
+    if request.function_call is not None and (request.tools or request.function_call not in ("none", "auto")):
+        raise InvalidRequest("'function_call' goes with 'functions'.", param="function_call")
     tools = tuple(request.tools or ())
     choice = request.tool_choice
     if not tools:

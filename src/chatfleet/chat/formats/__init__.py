@@ -4,11 +4,12 @@ of a call for constrained decoding."""
 from chatfleet.chat.formats.parser import make_parser
 from chatfleet.chat.formats.reader import Functions
 from chatfleet.chat.formats.reasoning import REASONING_FORMATS, ReasoningFormat, find_reasoning_format
-from chatfleet.chat.formats.tools import TOOL_FORMATS, CallShape, ToolFormat, find_tool_format
+from chatfleet.chat.formats.tools import TOOL_FORMATS, CallIds, CallShape, ToolFormat, find_tool_format
 
 __all__ = [
     "REASONING_FORMATS",
     "TOOL_FORMATS",
+    "CallIds",
     "CallShape",
     "Functions",
     "ReasoningFormat",

@@ -17,7 +17,10 @@ END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"
 VISIBLE = (START, CHANNEL, MESSAGE, CONSTRAIN, END, RETURN, CALL)
 
 _ENDS = (END, RETURN, CALL)
-_RECIPIENT = re.compile(r"to=([^\s<]+)")
+_BEFORE_RECIPIENT = f">{SPACE}"
+RECIPIENTS = tuple(f"{before}to=" for before in _BEFORE_RECIPIENT)
+"""Every call has one of these: a recipient stands apart from what is before it."""
+_RECIPIENT = re.compile(rf"[{_BEFORE_RECIPIENT}]to=([^\s<]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 
 
@@ -39,8 +42,9 @@ def read_harmony(reader: Reader, *, opened: bool, calls: bool) -> Steps[None]:
 def _at_header(reader: Reader) -> Steps[bool]:
     """Whether a header follows. The prompt has its first words already: `<|start|>assistant`."""
     source = reader.source
+    spaced = (yield from source.peek()) in SPACE
     yield from source.skip()
-    for begin in (CHANNEL, START, "to="):
+    for begin in (CHANNEL, START, "to=") if spaced else (CHANNEL, START):
         if (yield from source.accept(begin)):
             return True
     return False
@@ -59,7 +63,7 @@ def _message(reader: Reader, header: str, *, calls: bool) -> Steps[None]:
     recipient = _RECIPIENT.search(header)
     name = recipient[1] if recipient else ""
     channel = _CHANNEL.search(header)
-    if calls and (name.startswith("functions.") or name in reader.functions):
+    if calls and name and (name.startswith("functions.") or name in reader.functions):
         yield from _call(reader, name.removeprefix("functions."))
     else:
         analysis = channel is not None and channel[1] == "analysis"

@@ -57,7 +57,7 @@ def _call(reader: Reader, *, known: bool, depth: int = 0) -> Steps[bool]:
         if not (yield from source.accept(":")):
             return called
         yield from source.skip()
-        if key == "name" and not called:
+        if key in ("name", "function") and not called and (yield from source.peek()) != "{":
             name = yield from json_string(source)
             if not name or (known and name not in reader.functions):
                 return False
@@ -65,7 +65,7 @@ def _call(reader: Reader, *, known: bool, depth: int = 0) -> Steps[bool]:
             reader.begin(name)
             if argued:
                 reader.arguments(_given("".join(held)))
-        elif key == "function" and not called and (yield from source.peek()) == "{":
+        elif key == "function" and not called:
             called = argued = yield from _call(reader, known=known, depth=depth + 1)
             if not called:
                 return False

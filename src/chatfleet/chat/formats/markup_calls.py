@@ -27,6 +27,8 @@ class Markup:
     key: tuple[str, str]
     value: tuple[str, str]
     function_end: str = ""
+    value_ends: tuple[str, ...] = ()
+    """What ends a value too where its own end tag is missing; it stays to be read."""
     lines: bool = False
 
 
@@ -92,23 +94,24 @@ def _arguments(reader: Reader, markup: Markup, properties: Mapping[str, Any]) ->
 
 def _value(reader: Reader, markup: Markup, schema: Any) -> Steps[bool]:
     source, close = reader.source, markup.value[1]
+    ends = (close, *markup.value_ends)
     if markup.lines:
         yield from source.accept("\n")
     admitted = _admitted(schema)
     if admitted == frozenset(("string",)):
         reader.arguments('"')
-        ends = (f"\n{close}", close) if markup.lines else (close,)
-        end = yield from source.until(ends, lambda piece: reader.arguments(quoted(piece)))
+        with_line = tuple(f"\n{end}" for end in ends) if markup.lines else ()
+        end = yield from source.until((*with_line, *ends), lambda piece: reader.arguments(quoted(piece)))
         if end is None:
             return False
         reader.arguments('"')
-        yield from source.accept(end)
-        return True
-    pieces: list[str] = []
-    end = yield from source.until((close,), pieces.append)
-    reader.arguments(_json("".join(pieces), admitted, lines=markup.lines))
-    if end is None:
-        return False
+        yield from source.accept("\n")
+    else:
+        pieces: list[str] = []
+        end = yield from source.until(ends, pieces.append)
+        reader.arguments(_json("".join(pieces), admitted, lines=markup.lines))
+        if end is None:
+            return False
     yield from source.accept(close)
     return True
 

@@ -4,7 +4,7 @@ from chatfleet.chat.events import Content, OutputEvent, OutputParser
 from chatfleet.chat.formats.harmony import read_harmony
 from chatfleet.chat.formats.reader import Functions, Reader
 from chatfleet.chat.formats.reasoning import ReasoningFormat
-from chatfleet.chat.formats.source import Sink, Steps
+from chatfleet.chat.formats.source import Steps
 from chatfleet.chat.formats.tools import ToolFormat
 
 
@@ -19,7 +19,9 @@ def make_parser(
 
     `functions` are those that the answer may call; `opened` says that the prompt has begun the reasoning. Nothing is
     lost: what looked like a call and is none comes as text, and of a call that is cut off behind its name, or goes
-    wrong there, what came of its arguments. Harmony is both formats at once, whichever of them is given.
+    wrong there, what came of its arguments. Calls are looked for behind the reasoning only: reasoning that never comes
+    to its end tag is reasoning to the end, also where that looks like a call. Harmony is both formats at once,
+    whichever of them is given.
     """
     if reasoning is None and tools is None:
         return _PlainText()
@@ -60,7 +62,7 @@ def _read(reader: Reader, reasoning: ReasoningFormat | None, tools: ToolFormat |
     """Reasoning where there is some, then text and calls to the end."""
     source, output = reader.source, reader.output
     answer_end = ""
-    if reasoning is not None and (yield from _reasoning(reader, reasoning, tools, opened=opened)):
+    if reasoning is not None and (yield from _reasoning(reader, reasoning, opened=opened)):
         answer_start, answer_end = reasoning.answer_tags
         yield from source.skip()
         if answer_start and not (yield from source.accept(answer_start)):
@@ -73,14 +75,13 @@ def _read(reader: Reader, reasoning: ReasoningFormat | None, tools: ToolFormat |
             yield from source.accept(tag)
             output.separate()
         elif tools is not None:
-            yield from _attempt(reader, tools, tag, output.content)
+            source.record()
+            yield from tools.read(reader, tag)
+            output.content(source.recorded())
 
 
-def _reasoning(reader: Reader, reasoning: ReasoningFormat, tools: ToolFormat | None, *, opened: bool) -> Steps[bool]:
-    """Read reasoning, if any. Returns whether it came to its end.
-
-    A call ends it too, where a tag begins the call: some models go from one to the other.
-    """
+def _reasoning(reader: Reader, reasoning: ReasoningFormat, *, opened: bool) -> Steps[bool]:
+    """Read reasoning, if any. Returns whether it came to its end."""
     source, output = reader.source, reader.output
     source.record()
     yield from source.skip()
@@ -92,21 +93,9 @@ def _reasoning(reader: Reader, reasoning: ReasoningFormat, tools: ToolFormat | N
         output.content(space)
         return False
     output.separate()
-    tagged = tuple(opener for opener in tools.openers if len(opener) > 1) if tools else ()
-    while (tag := (yield from source.until((*reasoning.ends, *tagged), output.reasoning))) is not None:
-        if tag in reasoning.ends:
-            yield from source.accept(tag)
-            output.separate()
-            return True
-        if tools is not None and (yield from _attempt(reader, tools, tag, output.reasoning)):
-            return False
-    return False
-
-
-def _attempt(reader: Reader, tools: ToolFormat, tag: str, otherwise: Sink) -> Steps[bool]:
-    """Read calls from an opener on; what belongs to none is text. Returns whether there was one."""
-    reader.source.record()
-    called = yield from tools.read(reader, tag)
-    rest = reader.source.recorded()
-    (reader.output.content if called else otherwise)(rest)
-    return called
+    end = yield from source.until(reasoning.ends, output.reasoning)
+    if end is None:
+        return False
+    yield from source.accept(end)
+    output.separate()
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chatfleet.chat.formats.output import Output
-from chatfleet.chat.formats.source import Sink, Source, Steps
+from chatfleet.chat.formats.source import SPACE, Sink, Source, Steps
 
 Functions = Mapping[str, Mapping[str, Any] | None]
 """The functions that can be called: name to the JSON schema of its parameters, None where it has none."""
@@ -35,13 +35,14 @@ class Reader:
         self.output.separate()
 
 
-_STRUCTURE = re.compile(r'["{}\[\]<]')
-_QUOTED = re.compile(r'["\\]')
+_RUN = re.compile(r'[^"{}\[\]<,]+')
+_STRING_RUN = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR = re.compile(r"[^\s,\[\]{}<]+")
 
 
 def json_value(source: Source, sink: Sink) -> Steps[bool]:
-    """Read one JSON value and give its text, as it stands, to `sink` as it comes.
+    """Read one JSON value and give its text to `sink` as it comes: as it stands, but for control characters inside of
+    strings, which are escaped, and a comma behind the last item, which is left out.
 
     Returns whether its end came. It is found, not checked: brackets are counted and strings are honoured. A "<"
     outside of strings, which no JSON has, ends it too: there the model has gone on without closing what it opened.
@@ -53,35 +54,46 @@ def json_value(source: Source, sink: Sink) -> Steps[bool]:
             sink(text)
         return bool(text) and bool((yield from source.peek()))
     depth = 0
-    quoted = escaped = complete = broken = False
-    while True:
-        text, at = source.text, source.at
-        while at < len(text) and not complete:
-            if escaped:
-                escaped, at = False, at + 1
-                continue
-            found = (_QUOTED if quoted else _STRUCTURE).search(text, at)
-            if found is None:
-                at = len(text)
-                break
-            char, at = found.group(), found.end()
-            if quoted:
-                escaped = char == "\\"
-                quoted = escaped
-                complete = not quoted and not depth
-            elif char == '"':
-                quoted = True
-            elif char == "<":
-                complete = broken = True
-                at -= 1
-            else:
-                depth += 1 if char in "{[" else -1
-                complete = not depth
-        if at > source.at:
-            sink(source.take(at - source.at))
-        if complete or source.ended:
-            return complete and not broken
-        yield
+    while (char := (yield from source.peek())) and char != "<":
+        if char == '"':
+            if not (yield from _json_string(source, sink)):
+                return False
+        elif char == ",":
+            held = source.take(1) + (yield from source.word(_SPACES))
+            following = yield from source.peek()
+            if not following or following not in "]}":
+                sink(held)
+        elif found := _RUN.match(source.text, source.at):
+            sink(source.take(found.end() - source.at))
+        else:
+            depth += 1 if char in "{[" else -1
+            sink(source.take(1))
+        if not depth:
+            return True
+    return False
+
+
+_SPACES = re.compile(rf"[{SPACE}]+")
+
+
+def _json_string(source: Source, sink: Sink) -> Steps[bool]:
+    """Read a string from its quotation mark on. Returns whether its end came."""
+    sink(source.take(1))
+    while char := (yield from source.peek()):
+        if found := _STRING_RUN.match(source.text, source.at):
+            sink(source.take(found.end() - source.at))
+            continue
+        source.take(1)
+        if char != "\\":
+            sink(char if char == '"' else quoted(char))
+            if char == '"':
+                return True
+            continue
+        sink(char)
+        if escaped := (yield from source.peek()):
+            source.take(1)
+            sink(escaped if escaped >= " " else quoted(escaped).removeprefix("\\"))
+    return False
 
 
 def json_string(source: Source) -> Steps[str | None]:

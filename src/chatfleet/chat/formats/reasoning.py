@@ -54,6 +54,7 @@ _FORMATS = (
         f"{harmony.CHANNEL}analysis{harmony.MESSAGE}",
         f"{harmony.END}{harmony.START}assistant",
         ((harmony.CHANNEL, harmony.MESSAGE),),
+        other_ends=(harmony.END, harmony.RETURN, harmony.CALL, harmony.START, harmony.CHANNEL),
         answer_start=f"{harmony.CHANNEL}final{harmony.MESSAGE}",
         controls=harmony.VISIBLE,
     ),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from chatfleet.chat.formats import harmony
 from chatfleet.chat.formats.header_calls import Header, header_call, header_calls
@@ -12,6 +13,9 @@ from chatfleet.chat.formats.markup_calls import Markup, markup_calls
 from chatfleet.chat.formats.pythonic_calls import pythonic_calls
 from chatfleet.chat.formats.reader import Reader
 from chatfleet.chat.formats.source import Steps
+
+CallIds = Literal["long", "short", "named"]
+"""The ids of calls that templates take: any, only nine letters and digits, or functions.NAME:INDEX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,16 @@ class ToolFormat:
     """Of what is found in the chat templates of such models: each of one of these."""
     visible: tuple[str, ...] = ()
     """The texts that the parser needs to see, also where they are control tokens."""
-    has_short_ids: bool = False
-    """Whether templates of such models take only ids of calls that are nine letters and digits."""
+    call_ids: CallIds = "long"
+    bans: tuple[str, ...] = ()
+    """Texts that `free_text_bans` names where calls begin otherwise than at an opener."""
+
+    @property
+    def free_text_bans(self) -> tuple[str, ...]:
+        """Text that contains none of these has no call for the parser: the trigger's and all looser spellings. None of
+        them contains another."""
+        bans = dict.fromkeys((*self.bans, *self.openers, self.shape.trigger))
+        return tuple(ban for ban in bans if not any(other != ban and other in ban for other in bans))
 
     def matches(self, template: str) -> bool:
         """Whether a chat template (its source) is one of such a model. Of several the first in `TOOL_FORMATS` is."""
@@ -116,7 +128,12 @@ _DEEPSEEK_V3 = Header(
 
 
 def _header_format(
-    name: str, header: Header, shape: CallShape, *marks: tuple[str, ...], separator: str = ""
+    name: str,
+    header: Header,
+    shape: CallShape,
+    *marks: tuple[str, ...],
+    separator: str = "",
+    call_ids: CallIds = "long",
 ) -> ToolFormat:
     return ToolFormat(
         name,
@@ -125,6 +142,7 @@ def _header_format(
         shape=shape,
         marks=marks,
         visible=(*header.section, header.begin, separator or header.separator, *header.closes),
+        call_ids=call_ids,
     )
 
 
@@ -142,6 +160,7 @@ _QWEN3_CODER = Markup(
     key=("<parameter=", ">"),
     value=("", "</parameter>"),
     function_end="</function>",
+    value_ends=("<parameter=", "</function>", "</tool_call>"),
     lines=True,
 )
 
@@ -172,12 +191,17 @@ def _no_calls(reader: Reader, tag: str) -> Steps[bool]:
     return False
 
 
-_PHI_END = "<|/tool_call|>"
+_FUNCTOOLS, _PHI_END = "functools[", "<|/tool_call|>"
 
 
 def _phi(reader: Reader, tag: str) -> Steps[bool]:
-    yield from reader.source.accept(tag)
-    return (yield from json_calls(reader, close=_PHI_END, listed=tag.endswith("[")))
+    source = reader.source
+    yield from source.accept(tag)
+    listed = tag == _FUNCTOOLS
+    if not listed:
+        yield from source.skip()
+        listed = yield from source.accept(_FUNCTOOLS)
+    return (yield from json_calls(reader, close=_PHI_END, listed=listed))
 
 
 # From the particular to the general: the first whose marks a template has is its format.
@@ -195,6 +219,7 @@ _FORMATS = (
         ),
         marks=((harmony.CHANNEL, harmony.MESSAGE),),
         visible=harmony.VISIBLE,
+        bans=harmony.RECIPIENTS,
     ),
     _header_format(
         "kimi_k2",
@@ -209,6 +234,7 @@ _FORMATS = (
         ),
         ("<|tool_calls_section_begin|>",),
         ("<|im_middle|>", "tool_declare"),
+        call_ids="named",
     ),
     _header_format(
         "deepseek_v3",
@@ -245,7 +271,7 @@ _FORMATS = (
         shape=CallShape(trigger=_TOOL_CALLS, before_name=_TOOL_CALLS, after_name="[ARGS]", after_arguments=""),
         marks=((_TOOL_CALLS, "[ARGS]"),),
         visible=(_TOOL_CALLS, "[ARGS]", "[CALL_ID]"),
-        has_short_ids=True,
+        call_ids="short",
     ),
     ToolFormat(
         "mistral",
@@ -254,7 +280,7 @@ _FORMATS = (
         shape=CallShape(**_json_shape(_TOOL_CALLS), begin=f"{_TOOL_CALLS}[", separator=", ", end="]"),
         marks=((_TOOL_CALLS,),),
         visible=(_TOOL_CALLS, "[ARGS]", "[CALL_ID]"),
-        has_short_ids=True,
+        call_ids="short",
     ),
     _markup_format("glm45", _GLM, ("<arg_key>", "<arg_value>")),
     _markup_format("qwen3_coder", _QWEN3_CODER, ("<function=", "<parameter=")),
@@ -268,10 +294,10 @@ _FORMATS = (
     ),
     ToolFormat(
         "phi4_mini_json",
-        openers=("functools[", "<|tool_call|>"),
+        openers=(_FUNCTOOLS, "<|tool_call|>"),
         read=_phi,
-        shape=CallShape(**_json_shape("functools["), begin="functools[", separator=", ", end="]"),
-        marks=(("functools[",), ("<|tool|>", "<|/tool|>")),
+        shape=CallShape(**_json_shape(_FUNCTOOLS), begin=_FUNCTOOLS, separator=", ", end="]"),
+        marks=((_FUNCTOOLS,), ("<|tool|>", "<|/tool|>")),
         visible=("<|tool_call|>", _PHI_END),
     ),
     ToolFormat(

@@ -1,7 +1,7 @@
 """Deterministic automata over characters: what several conditions on one text leave, and text without some strings."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -44,12 +44,12 @@ def _explored(
     edges_of: Callable[[_State], Iterable[tuple[charsets.Ranges, _State]]],
     accepts: Callable[[_State], bool],
 ) -> Automaton:
-    deadline = time.monotonic() + limits.MAX_COMPILE_S
+    deadline = time.thread_time() + limits.MAX_COMPILE_S
     numbers = {start: 0}
     states = [start]
     edges: list[list[tuple[charsets.Ranges, int]]] = []
     for state in states:  # grows as it goes
-        if time.monotonic() > deadline:
+        if time.thread_time() > deadline:
             raise TooLarge
         row: dict[int, charsets.Ranges] = {}
         for ranges, target in edges_of(state):
@@ -175,7 +175,7 @@ def to_node(
     solved: dict[int, Node] = {}
     depths: dict[int, int] = {}
     rules: dict[str, Node] = {}
-    for component in _components(automaton):
+    for component in components([[target for _, target in row] for row in automaton.edges]):
         inside = set(component)
         rows: dict[int, dict[int, Node]] = {}
         ends: dict[int, Node] = {}
@@ -219,13 +219,14 @@ def _solution(component: list[int], rows: dict[int, dict[int, Node]], ends: dict
     return result
 
 
-def _components(automaton: Automaton) -> list[list[int]]:
-    """Strongly connected components, each behind those that it leads to, its last-found states first (Tarjan, 1972)."""
+def components(leads_to: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Strongly connected components of what 0 leads to, each behind those that it leads to, its last-found states
+    first (Tarjan, 1972)."""
     index: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
     on_stack: set[int] = set()
-    components: list[list[int]] = []
+    found: list[list[int]] = []
     work: list[tuple[int, int]] = [(0, 0)]
     while work:
         state, place = work.pop()
@@ -233,7 +234,7 @@ def _components(automaton: Automaton) -> list[list[int]]:
             index[state] = low[state] = len(index)
             stack.append(state)
             on_stack.add(state)
-        targets = [target for _, target in automaton.edges[state]]
+        targets = leads_to[state]
         if place:
             low[state] = min(low[state], low[targets[place - 1]]) if targets[place - 1] in on_stack else low[state]
         for number in range(place, len(targets)):
@@ -246,7 +247,7 @@ def _components(automaton: Automaton) -> list[list[int]]:
         else:
             if low[state] == index[state]:
                 cut = stack.index(state)
-                components.append(stack[cut:][::-1])
+                found.append(stack[cut:][::-1])
                 on_stack -= set(stack[cut:])
                 del stack[cut:]
-    return components
+    return found

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from chatfleet.chat.grammar import limits
-from chatfleet.chat.grammar.nodes import Grammar, checked, choice, text
+from chatfleet.chat.grammar.nodes import Grammar, checked, choice, text, without_nul
 from chatfleet.core.errors import InvalidRequest
 
 
@@ -21,4 +21,4 @@ def from_choices(choices: Sequence[str], *, param: str | None = None) -> Grammar
             f"{limits.MAX_SOURCE_BYTES}.",
             param=param,
         )
-    return checked(Grammar(choice(text(option) for option in choices)), param=param)
+    return without_nul(checked(Grammar(choice(text(option) for option in choices)), param=param), param=param)

@@ -8,6 +8,7 @@ import re
 from typing import Final
 
 from chatfleet.chat.grammar import charsets, limits
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.charsets import Ranges
 from chatfleet.chat.grammar.finishing import finished
 from chatfleet.chat.grammar.nodes import (
@@ -22,12 +23,13 @@ from chatfleet.chat.grammar.nodes import (
     references,
     repeated,
     text,
+    without_nul,
 )
 from chatfleet.core.errors import InvalidRequest
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_COUNT: Final = re.compile(r"\{[ \t]*(\d{1,9})[ \t]*(,)?[ \t]*(\d{1,9})?[ \t]*\}")
+_COUNT: Final = re.compile(r"\{[ \t]*([0-9]{1,9})[ \t]*(,)?[ \t]*([0-9]{1,9})?[ \t]*\}")
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "b": "\b", "a": "\a", "e": "\x1b", "0": "\0"}
 
 
@@ -38,7 +40,8 @@ def from_ebnf(source: str, *, param: str | None) -> Grammar:
             f"The grammar has {len(source)} characters, of at most {limits.MAX_SOURCE_BYTES}.", param=param
         )
     rules = _Parser(source, param).rules()
-    return checked(finished(checked(Grammar(Reference("root"), rules), param=param), param=param), param=param)
+    grammar = without_nul(checked(Grammar(Reference("root"), rules), param=param), param=param)
+    return checked(finished(grammar, param=param), param=param)
 
 
 class _Parser:
@@ -53,6 +56,7 @@ class _Parser:
         first_use: dict[str, int] = {}
         self._skip()
         while self._place < len(self._source):
+            tick()
             start = self._place
             name = self._name("a rule's name")
             self._skip()
@@ -128,6 +132,7 @@ class _Parser:
         return blank is not None and self._source.startswith("::=", blank.end())
 
     def _counted(self) -> Node:
+        tick()
         node = self._atom()
         low: int
         high: int | None
@@ -191,6 +196,7 @@ class _Parser:
         while not self._take('"'):
             if self._peek() in ("", "\n"):
                 raise self._wrong('a `"` without its end', start)
+            tick()
             read.append(self._char())
         return text("".join(read))
 

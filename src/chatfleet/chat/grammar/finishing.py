@@ -1,7 +1,9 @@
 """What makes any rules a grammar that engines take: no rule without a text, none unreachable, no left recursion."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.nodes import (
     NOTHING,
     Alternatives,
@@ -23,34 +25,52 @@ from chatfleet.chat.grammar.nodes import (
 )
 from chatfleet.core.errors import InvalidRequest
 
+_SHOWN_RULES: Final = 12
+
 
 def pruned(grammar: Grammar) -> Grammar:
     """The same texts, without rules that have none and rules that are not reached. The root is NOTHING where there is
     no text at all."""
-    productive: set[str] = set()
-    grew = True
-    while grew:
-        added = {name for name, body in grammar.rules.items() if name not in productive and _has_text(body, productive)}
-        productive |= added
-        grew = bool(added)
+    productive = _that_hold(grammar.rules, _has_text)
 
     def without_empty_rules(node: Node) -> Node | None:
-        return NOTHING if isinstance(node, Reference) and node.name not in productive else None
+        return NOTHING if isinstance(node, Reference) and not productive[node.name] else None
 
-    dead = grammar.rules.keys() - productive
-    root = rewritten(grammar.root, without_empty_rules) if dead else grammar.root
+    has_dead = not all(productive.values())
+    root = rewritten(grammar.root, without_empty_rules) if has_dead else grammar.root
     rules: dict[str, Node] = {}
     pending = references(root)[::-1]
     while pending:
         name = pending.pop()
         if name not in rules:
             body = grammar.rules[name]
-            rules[name] = rewritten(body, without_empty_rules) if dead else body
+            rules[name] = rewritten(body, without_empty_rules) if has_dead else body
             pending.extend(references(rules[name])[::-1])
     return Grammar(root, rules)
 
 
-def _has_text(node: Node, productive: set[str]) -> bool:
+def _that_hold(rules: Mapping[str, Node], holds: Callable[[Node, Mapping[str, bool]], bool]) -> dict[str, bool]:
+    """Of which rules `holds` is true. It is given those of which that is known, and never turns false by more."""
+    uses = {name: references(body) for name, body in rules.items()}
+    users: dict[str, list[str]] = {}
+    for name, used in uses.items():
+        for other in used:
+            users.setdefault(other, []).append(name)
+    known = dict.fromkeys(rules, False)
+    pending = [name for component in components(uses) for name in component]  # used ones before their users: one pass
+    while pending:
+        grown = []
+        for name in pending:
+            tick()
+            if not known[name] and holds(rules[name], known):
+                known[name] = True
+                grown.append(name)
+        pending = list(dict.fromkeys(user for name in grown for user in users.get(name, ()) if not known[user]))
+    return known
+
+
+def _has_text(node: Node, productive: Mapping[str, bool]) -> bool:
+    tick()
     match node:
         case Literal() | CharSet() | FreeText():
             return True
@@ -63,37 +83,27 @@ def _has_text(node: Node, productive: set[str]) -> bool:
         case Token(part):
             return _has_text(part, productive)
         case Reference(name):
-            return name in productive
+            return productive.get(name, False)
 
 
 def nullable_rules(rules: Mapping[str, Node]) -> dict[str, bool]:
     """Which rules have the empty text."""
-    nullable = dict.fromkeys(rules, False)
-    changed = True
-    while changed:
-        changed = False
-        for name, body in rules.items():
-            if not nullable[name] and is_nullable(body, nullable):
-                nullable[name] = changed = True
-    return nullable
+    return _that_hold(rules, is_nullable)
 
 
 def finished(grammar: Grammar, *, param: str | None) -> Grammar:
     """The grammar without useless rules and left recursion. Raises InvalidRequest where it cannot be had, and where
     no text is left."""
-    grammar = pruned(grammar)
-    rules = _without_unit_cycles(grammar.rules)
-    rules = {name: _without_own_left_recursion(name, body) for name, body in rules.items()}
+    grammar = _without_unit_cycles(pruned(grammar))
+    rules = {name: _without_own_left_recursion(name, body) for name, body in grammar.rules.items()}
     nullable = nullable_rules(rules)
-    first = {name: _first_rules(body, nullable) for name, body in rules.items()}
-    for name in rules:
-        cycle = _path_back(name, first)
-        if cycle is not None:
-            raise InvalidRequest(
-                f"The rule `{name}` is left-recursive: it can begin with itself ({' -> '.join(cycle)}). "
-                "Write the recursion at the right, as in `list ::= item list | item`.",
-                param=param,
-            )
+    cycle = _circle({name: _first_rules(body, nullable) for name, body in rules.items()})
+    if cycle is not None:
+        raise InvalidRequest(
+            f"The rule `{cycle[0]}` is left-recursive: it can begin with itself ({_shown(cycle)}). "
+            "Write the recursion at the right, as in `list ::= item list | item`.",
+            param=param,
+        )
     root, rules = _without_empty_turns(grammar.root, rules, nullable, param=param)
     grammar = pruned(Grammar(root, rules))
     if grammar.root == NOTHING:
@@ -101,18 +111,38 @@ def finished(grammar: Grammar, *, param: str | None) -> Grammar:
     return grammar
 
 
-def _without_unit_cycles(rules: Mapping[str, Node]) -> dict[str, Node]:
-    """Rules that stand for each other in a circle are one rule: each gets all the options of the circle."""
-    units = {name: _unit_names(body) for name, body in rules.items()}
-    reached = {name: _reachable(name, units) for name in rules}
-    result = dict(rules)
-    for name in rules:
-        circle = [other for other in reached[name] if name in reached[other]]
-        if circle:
-            options = (option for member in dict.fromkeys([name, *circle]) for option in _options(rules[member]))
-            inside = {Reference(member) for member in circle}
-            result[name] = choice(option for option in options if option not in inside)
-    return result
+def _shown(cycle: list[str]) -> str:
+    shown = cycle if len(cycle) <= _SHOWN_RULES else [*cycle[: _SHOWN_RULES - 1], "...", cycle[-1]]
+    return " -> ".join(shown)
+
+
+def _without_unit_cycles(grammar: Grammar) -> Grammar:
+    """Rules that stand for each other in a circle are one rule, which has all their options."""
+    units = {name: _unit_names(body) for name, body in grammar.rules.items()}
+    first_of: dict[str, str] = {}
+    for component in components(units):
+        inside = set(component)
+        if len(component) > 1 or component[0] in units[component[0]]:
+            first = next(name for name in grammar.rules if name in inside) if len(component) > 1 else component[0]
+            first_of |= dict.fromkeys(component, first)
+    if not first_of:
+        return grammar
+
+    def replace(node: Node) -> Node | None:
+        return Reference(first_of[node.name]) if isinstance(node, Reference) and node.name in first_of else None
+
+    options: dict[str, list[Node]] = {}
+    for name, body in grammar.rules.items():
+        first = first_of.get(name, name)
+        kept = (
+            option for option in _options(body) if name not in first_of or not _is_in_circle(option, first, first_of)
+        )
+        options.setdefault(first, []).extend(rewritten(option, replace) for option in kept)
+    return Grammar(rewritten(grammar.root, replace), {name: choice(ways) for name, ways in options.items()})
+
+
+def _is_in_circle(option: Node, first: str, first_of: Mapping[str, str]) -> bool:
+    return isinstance(option, Reference) and first_of.get(option.name) == first
 
 
 def _options(node: Node) -> tuple[Node, ...]:
@@ -121,18 +151,6 @@ def _options(node: Node) -> tuple[Node, ...]:
 
 def _unit_names(node: Node) -> list[str]:
     return [option.name for option in _options(node) if isinstance(option, Reference)]
-
-
-def _reachable(name: str, edges: Mapping[str, list[str]]) -> list[str]:
-    """Names that a path of at least one edge leads to."""
-    seen: dict[str, None] = {}
-    pending = list(edges[name])
-    while pending:
-        current = pending.pop()
-        if current not in seen:
-            seen[current] = None
-            pending.extend(edges[current])
-    return list(seen)
 
 
 def _without_own_left_recursion(name: str, body: Node) -> Node:
@@ -167,25 +185,36 @@ def _first_rules(node: Node, nullable: Mapping[str, bool]) -> list[str]:
             return []
 
 
-def _path_back(name: str, edges: Mapping[str, list[str]]) -> list[str] | None:
+def _circle(edges: Mapping[str, list[str]]) -> list[str] | None:
     """A way along the edges from a rule to itself."""
-    pending = [[name]]
-    seen: set[str] = set()
-    while pending:
-        path = pending.pop()
-        for step in edges[path[-1]]:
-            if step == name:
-                return [*path, name]
-            if step not in seen:
-                seen.add(step)
-                pending.append([*path, step])
-    return None
+    circles = [part for part in components(edges) if len(part) > 1 or part[0] in edges[part[0]]]
+    if not circles:
+        return None
+    inside = {name for part in circles for name in part}
+    start = next(name for name in edges if name in inside)
+    come_from: dict[str, str] = {}
+    pending = [start]
+    for name in pending:  # grows as it goes
+        for step in edges[name]:
+            tick()
+            if step == start:
+                path = [name]
+                while path[-1] != start:
+                    path.append(come_from[path[-1]])
+                return [*path[::-1], start]
+            if step in inside and step not in come_from:
+                come_from[step] = name
+                pending.append(step)
+    raise AssertionError(start)
 
 
 def _without_empty_turns(
     root: Node, rules: Mapping[str, Node], nullable: Mapping[str, bool], *, param: str | None
 ) -> tuple[Node, dict[str, Node]]:
     """Repetitions of rules that may be empty, with the rule's own text in their place."""
+    uses = {name: references(body) for name, body in rules.items()}
+    recursive = {name for part in components(uses) for name in part if len(part) > 1 or name in uses[name]}
+    inlined: dict[str, Node] = {}
 
     def replace(node: Node) -> Node | None:
         if isinstance(node, Repeat) and is_nullable(node.part, nullable):
@@ -195,12 +224,52 @@ def _without_empty_turns(
     def inline(node: Node) -> Node | None:
         if not isinstance(node, Reference) or not nullable[node.name]:
             return None
-        if node.name in _reachable(node.name, {name: references(body) for name, body in rules.items()}):
+        if node.name in recursive:
             raise InvalidRequest(
                 f"The rule `{node.name}` may be empty and is repeated. Make it never empty, and write `?` behind it "
                 "where it may be absent.",
                 param=param,
             )
-        return rewritten(rules[node.name], inline)
+        if node.name not in inlined:
+            inlined[node.name] = rewritten(rules[node.name], inline)
+        return inlined[node.name]
 
     return rewritten(root, replace), {name: rewritten(body, replace) for name, body in rules.items()}
+
+
+def components(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Strongly connected components, each behind those that its edges lead to (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    on_stack: set[str] = set()
+    found: list[list[str]] = []
+    for root in edges:
+        if root in index:
+            continue
+        work = [(root, iter(edges[root]))]
+        while work:
+            name, targets = work[-1]
+            tick()
+            if name not in index:
+                index[name] = low[name] = len(index)
+                stack.append(name)
+                on_stack.add(name)
+            for target in targets:
+                if target not in index:
+                    work.append((target, iter(edges.get(target, ()))))
+                    break
+                if target in on_stack:
+                    low[name] = min(low[name], index[target])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[name])
+                if low[name] == index[name]:
+                    cut = len(stack) - 1
+                    while stack[cut] != name:
+                        cut -= 1
+                    found.append(stack[cut:])
+                    on_stack -= set(stack[cut:])
+                    del stack[cut:]
+    return found

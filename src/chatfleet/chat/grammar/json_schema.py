@@ -6,16 +6,17 @@ cannot be honoured is refused by name and place; annotations say nothing.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
 from chatfleet.chat.grammar import limits
 from chatfleet.chat.grammar.automata import TooLarge
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.finishing import finished
+from chatfleet.chat.grammar.formats import FORMATS, REFUSED, of_format
 from chatfleet.chat.grammar.json_text import FALSE, NULL, TRUE, VALUE, VALUE_RULES, constant
-from chatfleet.chat.grammar.matching import matches
+from chatfleet.chat.grammar.matching import TooManyWays
 from chatfleet.chat.grammar.nodes import (
     NOTHING,
     CharSet,
@@ -27,8 +28,11 @@ from chatfleet.chat.grammar.nodes import (
     checked,
     choice,
 )
-from chatfleet.chat.grammar.schema_merge import Schema, exclude_each_other, listed, merged, types_of
+from chatfleet.chat.grammar.regex import search
+from chatfleet.chat.grammar.schema_merge import Exclusion, Schema, listed, merged, types_of
 from chatfleet.chat.grammar.schema_types import TypeCompiler, array, number, object_of, text_string
+from chatfleet.chat.grammar.schema_values import Validator
+from chatfleet.chat.grammar.strings import ANY_TEXT
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 
 ANNOTATIONS: Final = frozenset(
@@ -49,7 +53,7 @@ HONOURED: Final = frozenset(
 ) - {"patterns", "formats"}
 _COUNTS: Final = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _TYPE_NAMES: Final = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
-_MAX_MERGES: Final = 1024
+_MAX_MERGES: Final = 4096
 _SHOWN_PLACE: Final = 120
 
 
@@ -81,7 +85,8 @@ class _Compiler(TypeCompiler):
         self._document = schema
         self._param = param
         self._rule_of: dict[str, str] = {}
-        self._deadline = time.monotonic() + limits.MAX_COMPILE_S
+        self._flat_of: dict[int, tuple[Any, Schema]] = {}
+        self._validator = Validator(self._checked, self._resolved, self.language)
         self._count = 0
         self._depth = 0
         self._merges = 0
@@ -118,19 +123,19 @@ class _Compiler(TypeCompiler):
         self._depth += 1
         try:
             if isinstance(schema, dict) and "$ref" in schema and not schema.keys() - ANNOTATIONS - {"$ref"}:
+                self._check_address(schema, place)
                 return self._reference(schema["$ref"], place)
             return self._merged_node(self._flat(schema, place), place)
         finally:
             self._depth -= 1
 
     def _spend(self, place: str) -> None:
+        tick()
         self._count += 1
         if self._count > limits.MAX_SUBSCHEMAS * 2:
             raise self.invalid(f"the schema has too many parts: more than {limits.MAX_SUBSCHEMAS}", place)
         if self._depth > limits.MAX_DEPTH:
             raise self.invalid(f"it is nested deeper than {limits.MAX_DEPTH}", place)
-        if time.monotonic() > self._deadline:
-            raise self.invalid(f"making a grammar of the schema takes more than {limits.MAX_COMPILE_S:g} s", place)
 
     def _reference(self, reference: object, place: str) -> Node:
         target = self._resolved(reference, place)
@@ -144,10 +149,21 @@ class _Compiler(TypeCompiler):
         return Reference(self._rule_of[pointer])
 
     def _resolved(self, reference: object, place: str) -> Any:
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        if not isinstance(reference, str):
+            raise self.invalid("`$ref` must be a text", place)
+        address = _address_of(self._document)
+        if address and reference.startswith(f"{address}#"):
+            reference = reference.removeprefix(address)
+        if reference.startswith("#") and not reference.startswith("#/") and reference != "#":
+            raise self.refused("$ref", f"{reference!r} is an anchor; only places such as #/$defs/name are found", place)
+        if not reference.startswith("#"):
             raise self.refused("$ref", f"{reference!r} leads out of the schema; only #/... is followed", place)
         target: Any = self._document
         for step in reference.split("/")[1:]:
+            if target is not self._document and _address_of(target):
+                raise self.refused(
+                    "$id", f"`$ref` {reference!r} leads through a part with an address of its own", place
+                )
             key = unquote(step).replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and key in target:
                 target = target[key]
@@ -161,8 +177,10 @@ class _Compiler(TypeCompiler):
         """The schema without annotations, its keywords known and their values of the right kind."""
         if not isinstance(schema, dict):
             raise self.invalid(f"a schema is an object, true or false, not {type(schema).__name__}", place)
+        self._check_address(schema, place)
         plain = {}
         for name, value in schema.items():
+            tick()
             if name in ANNOTATIONS or name.startswith("x-"):
                 continue
             if name not in HONOURED:
@@ -174,6 +192,12 @@ class _Compiler(TypeCompiler):
         if plain.pop("uniqueItems", False):
             raise self.refused("uniqueItems", "a grammar cannot compare items", place)
         return plain
+
+    def _check_address(self, schema: Schema, place: str) -> None:
+        if schema is not self._document and _address_of(schema) and _has_references(schema):
+            raise self.refused(
+                "$id", "references below it would count from its address; only the whole schema may have one", place
+            )
 
     def _check_values(self, schema: Schema, place: str) -> None:
         def wrong(name: str, what: str) -> NoReturn:
@@ -204,7 +228,8 @@ class _Compiler(TypeCompiler):
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             wrong("required", "a list of names")
         named = schema.get("type", [])
-        if not set(named if isinstance(named, list) else [str(named)]) <= _TYPE_NAMES:
+        names = named if isinstance(named, list) else [named]
+        if ("type" in schema and not names) or not all(isinstance(name, str) and name in _TYPE_NAMES for name in names):
             wrong("type", "of " + ", ".join(sorted(_TYPE_NAMES)))
         values = schema.get("enum", [])
         if not isinstance(values, list) or ("enum" in schema and not values):
@@ -214,9 +239,6 @@ class _Compiler(TypeCompiler):
 
     def _flat(self, schema: Any, place: str) -> Schema:
         """The schema with what `$ref` beside others and `allOf` bring merged into it."""
-        self._merges += 1
-        if self._merges > _MAX_MERGES:
-            raise self.invalid("too many schemas are to be merged, or they refer to themselves in a circle", place)
         plain = self._checked(schema, place)
         parts = [(part, f"{place}/allOf/{index}") for index, part in enumerate(plain.pop("allOf", []))]
         if "$ref" in plain:
@@ -224,6 +246,11 @@ class _Compiler(TypeCompiler):
             parts.append((self._resolved(reference, place), str(reference)))
         result = listed(plain)
         for part, part_place in parts:
+            self._merges += 1
+            if self._merges > _MAX_MERGES:
+                raise self.invalid(
+                    f"more than {_MAX_MERGES} schemas are to be merged, or they refer to themselves in a circle", place
+                )
             if part is False:
                 return {"enum": []}
             if part is not True:
@@ -235,6 +262,8 @@ class _Compiler(TypeCompiler):
     def _merged_node(self, schema: Schema, place: str) -> Node:
         """Values that validate against a schema as `_flat` gives it."""
         self._spend(place)
+        if "enum" in schema:
+            return self._enumerated(schema, place)
         for plural, name in (("anyOfs", "anyOf"), ("oneOfs", "oneOf")):
             if schema.get(plural):
                 first, *others = schema[plural]
@@ -242,47 +271,56 @@ class _Compiler(TypeCompiler):
                 if others:
                     rest[plural] = others
                 return self._options(first, rest, name, place)
-        if "enum" in schema:
-            return self._enumerated(schema, place)
         constrained = schema.keys() - {"anyOfs", "oneOfs"}
         if not constrained:
             return Reference(VALUE)
         return choice(self._of_type(name, schema, place) for name in sorted(types_of(schema)))
 
     def _options(self, options: list[Any], rest: Schema, name: str, place: str) -> Node:
-        flat = []
-        for index, option in enumerate(options):
-            option_place = f"{place}/{name}/{index}"
-            if option is not False:
-                flat.append((option, {} if option is True else self._flat(option, option_place), option_place))
+        places = [f"{place}/{name}/{index}" for index in range(len(options))]
+        possible = [(option, at) for option, at in zip(options, places, strict=True) if option is not False]
         if name == "oneOf":
-            for number, (_, one, _) in enumerate(flat):
-                for _, other, _ in flat[number + 1 :]:
-                    if not exclude_each_other(one, other, lambda part: self._resolved_flat(part, place)):
-                        raise self.refused("oneOf", "its options do not plainly exclude each other; use `anyOf`", place)
+            exclusion = Exclusion(lambda part: self._known_flat(part, place))
+            if exclusion.overlap([{} if option is True else self._known_flat(option, at) for option, at in possible]):
+                raise self.refused("oneOf", "its options do not plainly exclude each other; use `anyOf`", place)
 
         def refuse(keyword: str, why: str) -> Exception:
             return self.refused(keyword, why, place)
 
-        return choice(
-            self.node(option, option_place)
-            if not rest
-            else self._merged_node(merged(rest, plain, refuse), option_place)
-            for option, plain, option_place in flat
-        )
+        def node(option: Any, at: str) -> Node:
+            if not rest:
+                return self.node(option, at)
+            return self._merged_node(merged(rest, {} if option is True else self._flat(option, at), refuse), at)
 
-    def _resolved_flat(self, schema: Any, place: str) -> Any:
-        return schema if isinstance(schema, bool) else self._flat(schema, place)
+        return choice(node(option, at) for option, at in possible)
+
+    def _known_flat(self, schema: Any, place: str) -> Any:
+        """The same as `_flat`, made once."""
+        if isinstance(schema, bool):
+            return schema
+        if id(schema) not in self._flat_of:
+            self._flat_of[id(schema)] = schema, self._flat(schema, place)
+        return self._flat_of[id(schema)][1]
 
     def _enumerated(self, schema: Schema, place: str) -> Node:
         """Constants, as far as they meet the schema's other conditions."""
-        values = schema["enum"]
         others = {name: value for name, value in schema.items() if name != "enum"}
-        nodes = [constant(_plain_number(value)) for value in values]
-        if not others or not values:
-            return choice(nodes)
-        condition = Grammar(self._merged_node(others, place), self.rules)
-        return choice(node for node, value in zip(nodes, values, strict=True) if matches(condition, _shortest(value)))
+        try:
+            return choice(
+                constant(_plain_number(value))
+                for value in schema["enum"]
+                if self._validator.fits_plain(value, others, place)
+            )
+        except TooManyWays as exc:
+            raise self.refused("enum", "a pattern can read a constant in too many ways", place) from exc
+
+    def language(self, keyword: str, wanted: str, place: str) -> Node:
+        """Texts in which a pattern is found, or that are of a format."""
+        if keyword == "pattern":
+            return search(wanted, param=self._param, where=f"`pattern` at {_shown(place)} of the schema")
+        if wanted in REFUSED:
+            raise self.refused("format", f"{wanted!r} is not one of {', '.join(sorted(FORMATS))}", place)
+        return of_format(wanted) if wanted in FORMATS else ANY_TEXT
 
     def _of_type(self, name: str, schema: Schema, place: str) -> Node:
         relevant = {key: value for key, value in schema.items() if key in _BY_TYPE.get(name, ())}
@@ -318,15 +356,25 @@ def _plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
 
 
-def _shortest(value: Any) -> str:
-    """The value as the grammar's own values are written."""
+def _address_of(schema: Any) -> str | None:
+    """The address that `$id` gives a schema; a mere name within the document is none."""
+    address = schema.get("$id") if isinstance(schema, dict) else None
+    return address.removesuffix("#") if isinstance(address, str) and not address.startswith("#") else None
 
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {name: plain(part) for name, part in item.items()}
-        return [plain(part) for part in item] if isinstance(item, list) else _plain_number(item)
 
-    return json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
+def _has_references(schema: Any) -> bool:
+    """Whether there is a `$ref` anywhere in it."""
+    pending = [schema]
+    while pending:
+        tick()
+        part = pending.pop()
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return True
+            pending.extend(part.values())
+        elif isinstance(part, list):
+            pending.extend(part)
+    return False
 
 
 def honoured_keywords() -> Mapping[str, str]:

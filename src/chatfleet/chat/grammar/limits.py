@@ -18,8 +18,10 @@ MAX_NODES: Final = 50_000
 MAX_RULES: Final = 4_096
 MAX_AUTOMATON_STATES: Final = 4_096
 """Of an automaton that two conditions on one text make, such as a pattern and a length."""
-MAX_COMPILE_S: Final = 5.0
-"""How long it may take to make a grammar."""
+MAX_COMPILE_S: Final = 3.0
+"""How long it may take to make a grammar,"""
+MAX_COMPILE_STEPS: Final = 4_000_000
+"""and in how many steps: parts made or looked at."""
 MAX_MATCH_STATES: Final = 4_096
 """In how many ways at once a text may be read."""
 

@@ -34,12 +34,12 @@ class TooManyWays(ValueError):
     """A text can be read in more than `limits.MAX_MATCH_STATES` ways."""
 
 
-class _Frame:
+class Frame:
     """What is due: `node` from `place` on (a character of a literal, a part, a turn), then `below`."""
 
     __slots__ = ("below", "node", "place")
 
-    def __init__(self, node: Node, place: int, below: "_Frame | None") -> None:
+    def __init__(self, node: Node, place: int, below: "Frame | None") -> None:
         self.node = node
         self.place = place
         self.below = below
@@ -54,11 +54,11 @@ class Matcher:
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
-        self._known: dict[tuple[int, int, int], _Frame] = {}
+        self._known: dict[tuple[int, int, int], Frame] = {}
         self._bottom = self._frame(grammar.root, 0, None)
         self._free: dict[tuple[tuple[str, ...], str], FreeText] = {}
-        self._due: list[_Frame] = []
-        self._ways: list[_Frame | None] = []
+        self._due: list[Frame] = []
+        self._ways: list[Frame | None] = []
         self.is_complete = False
         """Whether the text so far is one of the grammar's."""
         self._open([self._bottom])
@@ -66,7 +66,7 @@ class Matcher:
     def feed(self, more: str) -> bool:
         """Reads on; False where the text does not fit (any more)."""
         for char in more:
-            followers: list[_Frame | None] = []
+            followers: list[Frame | None] = []
             for frame in self._due:
                 node = frame.node
                 if isinstance(node, Literal):
@@ -79,8 +79,7 @@ class Matcher:
                 elif isinstance(node, FreeText):
                     behind = read_on(node.stops, node.behind, char)
                     if behind is not None:
-                        free = self._free.setdefault((node.stops, behind), FreeText(node.stops, behind))
-                        followers.append(self._frame(free, 0, frame.below))
+                        followers.append(self._frame(self._free_text(node.stops, behind), 0, frame.below))
             self._open(followers)
             if not self._due and not self.is_complete:
                 return False
@@ -92,7 +91,7 @@ class Matcher:
 
     def restore(self, state: frozenset[object]) -> None:
         """Goes back to what `state` gave."""
-        self._open(frame for frame in state if frame is None or isinstance(frame, _Frame))
+        self._open(frame for frame in state if frame is None or isinstance(frame, Frame))
 
     def next_chars(self) -> list[charsets.Ranges]:
         """The sets of characters of which one may follow."""
@@ -102,7 +101,7 @@ class Matcher:
         """What may follow, with the grammar's own rules."""
         return choice(self._due_text(frame) for frame in self._ways)
 
-    def _due_text(self, frame: _Frame | None) -> Node:
+    def _due_text(self, frame: Frame | None) -> Node:
         parts: list[Node] = []
         current = frame
         while current is not None:
@@ -113,14 +112,17 @@ class Matcher:
             current = current.below
         return join(parts)
 
-    def _frame(self, node: Node, place: int, below: _Frame | None) -> _Frame:
+    def _free_text(self, stops: tuple[str, ...], behind: str) -> FreeText:
+        return self._free.setdefault((stops, behind), FreeText(stops, behind))
+
+    def _frame(self, node: Node, place: int, below: Frame | None) -> Frame:
         key = (id(node), place, id(below))
         frame = self._known.get(key)
         if frame is None:
-            frame = self._known[key] = _Frame(node, place, below)
+            frame = self._known[key] = Frame(node, place, below)
         return frame
 
-    def _open(self, frames: Iterable[_Frame | None]) -> None:
+    def _open(self, frames: Iterable[Frame | None]) -> None:
         """Goes on with frames until each is at a character; the text ends where none is left."""
         self._ways = list(dict.fromkeys(frames))
         pending = list(self._ways)
@@ -144,7 +146,7 @@ class Matcher:
             elif not isinstance(frame.node, Literal | CharSet):
                 pending.extend(self._steps(frame))
 
-    def _steps(self, frame: _Frame) -> list[_Frame | None]:
+    def _steps(self, frame: Frame) -> list[Frame | None]:
         below = frame.below
         match frame.node:
             case Sequence(parts) as node:
@@ -156,7 +158,7 @@ class Matcher:
                 return [self._frame(option, 0, below) for option in options]
             case Repeat(part, low, high) as node:
                 turns = min(frame.place + 1, low) if high is None else frame.place + 1
-                steps: list[_Frame | None] = []
+                steps: list[Frame | None] = []
                 if high is None or frame.place < high:
                     steps.append(self._frame(part, 0, below if turns == high else self._frame(node, turns, below)))
                 return [*steps, below] if frame.place >= low else steps
@@ -167,7 +169,7 @@ class Matcher:
         raise AssertionError(frame.node)
 
 
-def _first_chars(frame: _Frame) -> list[charsets.Ranges]:
+def _first_chars(frame: Frame) -> list[charsets.Ranges]:
     match frame.node:
         case Literal(value):
             return [charsets.of(value[frame.place])]

@@ -6,10 +6,12 @@ empty part of one, no repetition of what may be empty. `NOTHING` is the language
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from chatfleet.chat.grammar import charsets, limits
-from chatfleet.core.errors import InvalidRequest
+from chatfleet.chat.grammar.budget import tick
+from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +28,44 @@ class CharSet:
     ranges: charsets.Ranges
 
 
+def _hash_once(node: object, *parts: object) -> None:
+    """Nodes are shared, and each may stand in many places: to hash one anew wherever it stands would take for ever."""
+    object.__setattr__(node, "_hash", hash((type(node).__name__, *parts)))
+
+
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """One part behind the other. Without parts: the empty text."""
 
-    parts: tuple["Node", ...]
+    parts: tuple["Node", ...] = field(hash=False)
+    _hash: int = field(init=False, repr=False, compare=False, hash=True)
+
+    def __post_init__(self) -> None:
+        _hash_once(self, self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Alternatives:
     """Any one of the options. Without options: no text at all."""
 
-    options: tuple["Node", ...]
+    options: tuple["Node", ...] = field(hash=False)
+    _hash: int = field(init=False, repr=False, compare=False, hash=True)
+
+    def __post_init__(self) -> None:
+        _hash_once(self, self.options)
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
     """`low` to `high` times the part, without a bound where `high` is None. The part is never empty text."""
 
-    part: "Node"
-    low: int
-    high: int | None
+    part: "Node" = field(hash=False)
+    low: int = field(hash=False)
+    high: int | None = field(hash=False)
+    _hash: int = field(init=False, repr=False, compare=False, hash=True)
+
+    def __post_init__(self) -> None:
+        _hash_once(self, self.part, self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +82,11 @@ class Token:
     So it is right for what ends where it ends: a JSON string, a number in JSON, a comma.
     """
 
-    part: "Node"
+    part: "Node" = field(hash=False)
+    _hash: int = field(init=False, repr=False, compare=False, hash=True)
+
+    def __post_init__(self) -> None:
+        _hash_once(self, self.part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +122,9 @@ def join(parts: Iterable[Node]) -> Node:
     for part in parts:
         if part == NOTHING:
             return NOTHING
-        for piece in part.parts if isinstance(part, Sequence) else (part,):
+        pieces = part.parts if isinstance(part, Sequence) else (part,)
+        tick(1 + len(pieces))
+        for piece in pieces:
             last = flat[-1] if flat else None
             if isinstance(piece, Literal) and isinstance(last, Literal):
                 flat[-1] = Literal(last.text + piece.text)
@@ -112,7 +137,9 @@ def choice(options: Iterable[Node]) -> Node:
     """Any one of the options."""
     flat: dict[Node, None] = {}
     for option in options:
-        flat |= dict.fromkeys(option.options if isinstance(option, Alternatives) else (option,))
+        more = option.options if isinstance(option, Alternatives) else (option,)
+        tick(1 + len(more))
+        flat |= dict.fromkeys(more)
     return next(iter(flat)) if len(flat) == 1 else Alternatives(tuple(flat))
 
 
@@ -164,6 +191,7 @@ def _without_empty(node: Node) -> Node:
 
 def is_nullable(node: Node, nullable_rules: Mapping[str, bool]) -> bool:
     """Whether the empty text is among the node's. Rules that are not named count as never empty."""
+    tick()
     match node:
         case Literal() | CharSet():
             return False
@@ -198,12 +226,14 @@ def walk(node: Node) -> Iterator[Node]:
     pending = [node]
     while pending:
         current = pending.pop()
+        tick()
         yield current
         pending.extend(children(current))
 
 
 def rewritten(node: Node, replace: Callable[[Node], Node | None]) -> Node:
     """The node with every part for which `replace` gives something else put in its place, in normal form again."""
+    tick()
     replacement = replace(node)
     if replacement is not None:
         return replacement
@@ -288,11 +318,29 @@ def repeat(part: Grammar, low: int = 0, high: int | None = None) -> Grammar:
 
 def checked(grammar: Grammar, *, param: str | None = None) -> Grammar:
     """The grammar, if it is not too large; else InvalidRequest."""
-    nodes = sum(1 for body in (grammar.root, *grammar.rules.values()) for _ in walk(body))
-    if nodes > limits.MAX_NODES or len(grammar.rules) > limits.MAX_RULES:
+    nodes = (node for body in (grammar.root, *grammar.rules.values()) for node in walk(body))
+    if len(grammar.rules) > limits.MAX_RULES or next(islice(nodes, limits.MAX_NODES, None), None) is not None:
         raise InvalidRequest(
-            f"The grammar that this makes is too large: {nodes} parts and {len(grammar.rules)} rules, of at most "
-            f"{limits.MAX_NODES} and {limits.MAX_RULES}. Simplify the schema or the grammar.",
+            f"The grammar that this makes is too large: it has more than {limits.MAX_NODES} parts or "
+            f"{limits.MAX_RULES} rules. Simplify the schema or the grammar.",
             param=param,
         )
+    return grammar
+
+
+def without_nul(grammar: Grammar, *, param: str | None) -> Grammar:
+    """The grammar, if it asks for no NUL character; else UnsupportedParameter. Engines end texts at it. Among other
+    characters of a set it may be."""
+    for body in (grammar.root, *grammar.rules.values()):
+        for node in walk(body):
+            match node:
+                case Literal(value) if "\0" in value:
+                    break
+                case CharSet(((0, 0),)):
+                    break
+                case FreeText(stops) if any("\0" in stop for stop in stops):
+                    break
+        else:
+            continue
+        raise UnsupportedParameter("A NUL character (U+0000) cannot be honoured by a grammar.", param=param)
     return grammar

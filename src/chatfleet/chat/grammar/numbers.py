@@ -8,7 +8,7 @@ from typing import Final
 from chatfleet.chat.grammar import charsets, limits
 from chatfleet.chat.grammar.nodes import EMPTY, NOTHING, Node, chars, choice, join, repeated, text
 
-_FLOAT_DIGITS: Final = 15
+FLOAT_DIGITS: Final = 15
 _ANY_DIGIT: Final = chars(charsets.of("0123456789"))
 
 _Bound = tuple[Decimal, bool]
@@ -61,8 +61,8 @@ def _digits(low: int, high: int) -> Node:
 def numbers(low: _Bound | None, high: _Bound | None) -> Node:
     """Decimal numbers between the bounds. Raises ValueError for bounds of too many digits to be compared exactly."""
     for bound in (low, high):
-        if bound is not None and not bound[1] and len(bound[0].as_tuple().digits) > _FLOAT_DIGITS:
-            raise ValueError(f"a bound with more than {_FLOAT_DIGITS} digits")
+        if bound is not None and not bound[1] and len(bound[0].as_tuple().digits) > FLOAT_DIGITS:
+            raise ValueError(f"a bound with more than {FLOAT_DIGITS} digits")
     zero = (Decimal(0), True)
     positive = NOTHING
     if high is None or high[0] > 0 or (high[0] == 0 and high[1]):
@@ -78,7 +78,7 @@ def numbers(low: _Bound | None, high: _Bound | None) -> Node:
 def _magnitudes(low: _Bound, high: _Bound | None) -> Node:
     """Numbers that are not negative, with or without a fraction."""
     least_whole = int(low[0])
-    largest = 10**_FLOAT_DIGITS - 1
+    largest = 10**FLOAT_DIGITS - 1
     most_whole = largest if high is None else min(int(high[0]), largest)
     ways = []
     edges = sorted({least_whole, most_whole})
@@ -87,11 +87,11 @@ def _magnitudes(low: _Bound, high: _Bound | None) -> Node:
             continue
         above = (_fraction_of(low[0]), low[1]) if whole == least_whole else None
         below = (_fraction_of(high[0]), high[1]) if high is not None and whole == int(high[0]) else None
-        ways.append(join([text(str(whole)), _fraction(above, below, _FLOAT_DIGITS - len(str(whole)))]))
+        ways.append(join([text(str(whole)), _fraction(above, below, FLOAT_DIGITS - len(str(whole)))]))
     start = least_whole + 1
     while start < most_whole:
         end = min(most_whole - 1, 10 ** len(str(start)) - 1)
-        ways.append(join([_naturals(start, end), _fraction(None, None, _FLOAT_DIGITS - len(str(start)))]))
+        ways.append(join([_naturals(start, end), _fraction(None, None, FLOAT_DIGITS - len(str(start)))]))
         start = end + 1
     return choice(ways)
 
@@ -148,6 +148,8 @@ def multiples(of: int, low: int | None, high: int | None) -> Node:
     """Integer multiples of `of` between `low` and `high`. Raises ValueError where there are too many and no pattern."""
     if of == 1:
         return integers(low, high)
+    if of >= 10**limits.INTEGER_DIGITS:
+        raise ValueError(f"multiples of a number with more than {limits.INTEGER_DIGITS} digits")
     zeros = len(str(of)) - len(str(of).rstrip("0"))
     if str(of).strip("0") == "1":
         bounds = [None if low is None else -(-low // of), None if high is None else high // of]

@@ -10,8 +10,21 @@ from functools import cache
 from typing import Final
 
 from chatfleet.chat.grammar import charsets, limits
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.charsets import Ranges
-from chatfleet.chat.grammar.nodes import EMPTY, NOTHING, Grammar, Node, chars, checked, choice, join, repeated, text
+from chatfleet.chat.grammar.nodes import (
+    EMPTY,
+    NOTHING,
+    Grammar,
+    Node,
+    chars,
+    checked,
+    choice,
+    join,
+    repeated,
+    text,
+    without_nul,
+)
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 
 _ANY_CHAR: Final = charsets.complement(charsets.of("\n\r\u2028\u2029"))
@@ -23,6 +36,7 @@ _ANY_SPACE: Final = charsets.normalized(
     + [(0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]
 )
 _CONTROL_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
+_MAX_COUNT_DIGITS: Final = 9
 _GROUPS_REFUSED: Final = {
     "(?=": "look-ahead",
     "(?!": "look-ahead",
@@ -59,7 +73,7 @@ def from_regex(pattern: str, *, param: str | None) -> Grammar:
     node = full_match(pattern, param=param, where="the regex")
     if node == NOTHING:
         raise InvalidRequest("No text can match this regex.", param=param)
-    return checked(Grammar(node), param=param)
+    return without_nul(checked(Grammar(node), param=param), param=param)
 
 
 def full_match(pattern: str, *, param: str | None, where: str) -> Node:
@@ -74,6 +88,16 @@ def search(pattern: str, *, param: str | None, where: str) -> Node:
         join([EMPTY if at_start else free, node, EMPTY if at_end else free])
         for node, at_start, at_end in _Parser(pattern, param, where).parse()
     )
+
+
+def _is_count(digits: str) -> bool:
+    return digits.isascii() and digits.isdecimal()
+
+
+def _count(digits: str) -> int:
+    """Digits as a number; one beyond all limits where there are so many that to read them would take long."""
+    significant = digits.lstrip("0") or "0"
+    return int(significant) if len(significant) <= _MAX_COUNT_DIGITS else limits.MAX_REPEAT + 1
 
 
 class _Parser:
@@ -145,6 +169,7 @@ class _Parser:
         return join(parts)
 
     def _quantified(self) -> Node:
+        tick()
         node = self._atom()
         counts = self._quantifier()
         if counts is None:
@@ -164,13 +189,13 @@ class _Parser:
         if self._peek() != "{" or end < 0:
             return None
         low, comma, high = self._pattern[self._place + 1 : end].partition(",")
-        if not low and high.isdecimal():
+        if not low and _is_count(high):
             raise self._refused("`{,n}`, which dialects read differently (write `{0,n}`),")
-        if not low.isdecimal() or (high and not high.isdecimal()):
+        if not _is_count(low) or (high and not _is_count(high)):
             return None
         self._place = end + 1
-        least = int(low[:9])
-        most = least if not comma else int(high[:9]) if high else None
+        least = _count(low)
+        most = least if not comma else _count(high) if high else None
         if max(least, most or 0) > limits.MAX_REPEAT:
             raise self._wrong(f"a count over {limits.MAX_REPEAT}")
         if most is not None and most < least:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
+from chatfleet.chat.grammar.budget import tick
+
 Schema = dict[str, Any]
 Refuse = Callable[[str, str], Exception]
 """Makes the error for a keyword and what about it cannot be honoured."""
@@ -14,6 +16,9 @@ _SMALLEST: Final = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxIt
 _LISTED: Final = {"pattern": "patterns", "anyOf": "anyOfs", "oneOf": "oneOfs", "format": "formats"}
 """Keywords of which a value may have to satisfy several; merged schemas have them under the second name, as lists."""
 
+_MAX_LOOKED_INTO: Final = 4
+"""How deep properties in properties are looked at for what tells two objects apart."""
+
 
 def types_of(schema: Schema) -> frozenset[str]:
     """The types that `schema` leaves; "number" stands for those that are no integers too."""
@@ -22,12 +27,10 @@ def types_of(schema: Schema) -> frozenset[str]:
     return frozenset(names | {"integer"} if "number" in names else names)
 
 
-def json_equal(one: Any, other: Any) -> bool:
-    """Equal as JSON values: 1 is 1.0, and neither is true."""
-    return _canonical(one) == _canonical(other)
+def canonical(value: Any) -> str:
+    """The same text for values that are equal as JSON values: 1 is 1.0, and neither is true."""
+    tick()
 
-
-def _canonical(value: Any) -> str:
     def plain(item: Any) -> Any:
         if isinstance(item, float) and item.is_integer():
             return int(item)
@@ -47,13 +50,15 @@ def listed(schema: Schema) -> Schema:
     if "const" in schema:
         constants = [schema["const"]]
         if "enum" in schema:
-            constants = [value for value in schema["enum"] if json_equal(value, schema["const"])]
+            wanted = canonical(schema["const"])
+            constants = [value for value in schema["enum"] if canonical(value) == wanted]
         result["enum"] = constants
     return result
 
 
 def merged(one: Schema, other: Schema, refuse: Refuse) -> Schema:
     """What both ask for; both and the result are as `listed` gives them."""
+    tick(len(one) + len(other))
     result = dict(one)
     result |= _merged_objects(one, other, refuse)
     result |= _merged_arrays(one, other)
@@ -67,7 +72,8 @@ def merged(one: Schema, other: Schema, refuse: Refuse) -> Schema:
             both = types_of(one) & types_of(other)
             result["type"] = sorted(both)
         elif name == "enum":
-            result["enum"] = [item for item in result["enum"] if any(json_equal(item, known) for known in value)]
+            known = {canonical(item) for item in value}
+            result["enum"] = [item for item in result["enum"] if canonical(item) in known]
         elif name in _LARGEST:
             result[name] = max(result[name], value)
         elif name in _SMALLEST:
@@ -97,8 +103,16 @@ def _merged_objects(one: Schema, other: Schema, refuse: Refuse) -> Schema:
     for first, second in ((one, other), (other, one)):
         if "patternProperties" in first and {"additionalProperties", "patternProperties"} & second.keys():
             raise refuse("patternProperties", "it stands beside other schemas for the same object")
+        is_open = first.get("additionalProperties", True) is True
+        unknown = second.get("properties", {}).keys() - first.get("properties", {}).keys()
+        if "patternProperties" in first and unknown and not is_open:
+            raise refuse(
+                "patternProperties",
+                "it stands with `additionalProperties` beside another schema's properties; name these in one schema",
+            )
     properties: Schema = {}
     for name in dict.fromkeys([*one.get("properties", {}), *other.get("properties", {})]):
+        tick()
         properties[name] = all_of(
             *(
                 schema.get("properties", {}).get(name, schema.get("additionalProperties", True))
@@ -130,34 +144,66 @@ def _merged_arrays(one: Schema, other: Schema) -> Schema:
     return result
 
 
-def exclude_each_other(one: Schema, other: Schema, resolve: Callable[[Any], Any]) -> bool:
-    """Whether no value can satisfy both, as far as types, constants and required properties tell."""
-    if "enum" in one and "enum" in other:
-        return not any(json_equal(item, known) for item in one["enum"] for known in other["enum"])
-    if "enum" in other:
-        one, other = other, one
-    left = {_type_of(value) for value in one["enum"]} if "enum" in one else types_of(one)
-    if left.isdisjoint(types_of(other)):
-        return True
-    if left & types_of(other) != {"object"}:
-        return False
-    required = set(one.get("required", [])) | set(other.get("required", []))
-    shared = one.get("properties", {}).keys() & other.get("properties", {}).keys() & required
-    for first, second in ((one, other), (other, one)):
-        if first.get("additionalProperties") is False and "patternProperties" not in first:
-            unknown = set(second.get("required", [])) - first.get("properties", {}).keys()
-            if unknown:
+class Exclusion:
+    """Whether no value can satisfy two schemas, as far as types, constants and required properties tell.
+
+    `resolve` gives a schema that stands in another as `listed` gives it.
+    """
+
+    def __init__(self, resolve: Callable[[Any], Any]) -> None:
+        self._resolve = resolve
+        self._constants: dict[int, tuple[list[Any], frozenset[str]]] = {}
+
+    def overlap(self, schemas: list[Schema]) -> bool:
+        """Whether some two of the schemas may have a value in common."""
+        taken: set[str] = set()
+        for constants in (self._constants_of(schema) for schema in schemas if "enum" in schema):
+            if taken & constants:
                 return True
-    for name in shared:
-        schemas = [resolve(schema["properties"][name]) for schema in (one, other)]
+            taken |= constants
+        pairs = (
+            (one, other)
+            for number, one in enumerate(schemas)
+            for other in schemas[number + 1 :]
+            if not ("enum" in one and "enum" in other)
+        )
+        return not all(self._exclude(one, other, 0) for one, other in pairs)
+
+    def _constants_of(self, schema: Schema) -> frozenset[str]:
+        values = schema["enum"]
+        if id(values) not in self._constants:
+            self._constants[id(values)] = values, frozenset(map(canonical, values))
+        return self._constants[id(values)][1]
+
+    def _exclude(self, one: Schema, other: Schema, depth: int) -> bool:
+        tick()
+        if "enum" in one and "enum" in other:
+            return self._constants_of(one).isdisjoint(self._constants_of(other))
+        if "enum" in other:
+            one, other = other, one
+        left = {type_of(value) for value in one["enum"]} if "enum" in one else types_of(one)
+        if left.isdisjoint(types_of(other)):
+            return True
+        if left & types_of(other) != {"object"} or depth == _MAX_LOOKED_INTO:
+            return False
+        for first, second in ((one, other), (other, one)):
+            if first.get("additionalProperties") is False and "patternProperties" not in first:
+                unknown = set(second.get("required", [])) - first.get("properties", {}).keys()
+                if unknown:
+                    return True
+        required = set(one.get("required", [])) | set(other.get("required", []))
+        shared = one.get("properties", {}).keys() & other.get("properties", {}).keys() & required
+        return any(self._exclude_in(name, one, other, depth) for name in sorted(shared))
+
+    def _exclude_in(self, name: str, one: Schema, other: Schema, depth: int) -> bool:
+        schemas = [self._resolve(schema["properties"][name]) for schema in (one, other)]
         if False in schemas:
             return True
-        if all(isinstance(schema, dict) for schema in schemas) and exclude_each_other(schemas[0], schemas[1], resolve):
-            return True
-    return False
+        return True not in schemas and self._exclude(schemas[0], schemas[1], depth + 1)
 
 
-def _type_of(value: Any) -> str:
+def type_of(value: Any) -> str:
+    """The narrowest type of a JSON value: an integer is no "number" here."""
     match value:
         case None:
             return "null"

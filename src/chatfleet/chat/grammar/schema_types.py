@@ -3,8 +3,9 @@
 from decimal import Decimal
 from typing import Any, Protocol
 
+from chatfleet.chat.grammar import limits
 from chatfleet.chat.grammar.automata import intersection, is_empty, of_node
-from chatfleet.chat.grammar.formats import FORMATS, of_format
+from chatfleet.chat.grammar.formats import FORMATS, REFUSED
 from chatfleet.chat.grammar.json_text import COMMA, INTEGER, NUMBER
 from chatfleet.chat.grammar.matching import matches
 from chatfleet.chat.grammar.nodes import (
@@ -14,13 +15,14 @@ from chatfleet.chat.grammar.nodes import (
     Node,
     Reference,
     choice,
+    is_nullable,
     join,
     optional,
     repeated,
     text,
     token,
 )
-from chatfleet.chat.grammar.numbers import integers, multiples, numbers
+from chatfleet.chat.grammar.numbers import FLOAT_DIGITS, integers, multiples, numbers
 from chatfleet.chat.grammar.regex import search
 from chatfleet.chat.grammar.schema_merge import Schema, all_of
 from chatfleet.chat.grammar.strings import TextConditions, any_of, fixed_key, key, string
@@ -42,19 +44,19 @@ class TypeCompiler(Protocol):
 
     def node(self, schema: Any, place: str) -> Node: ...
 
+    def language(self, keyword: str, wanted: str, place: str) -> Node: ...
+
 
 def text_string(compiler: TypeCompiler, schema: Schema, place: str) -> Node:
-    languages = [
-        search(pattern, param=compiler._param, where=f"`pattern` at {place} of the schema")
-        for pattern in schema.get("patterns", [])
-    ]
+    languages = [compiler.language("pattern", pattern, place) for pattern in schema.get("patterns", [])]
     for name in schema.get("formats", []):
-        if name not in FORMATS:
-            raise compiler.refused("format", f"{name!r} is not one of {', '.join(sorted(FORMATS))}", place)
-        languages.append(of_format(name))
+        if name in FORMATS or name in REFUSED:
+            languages.append(compiler.language("format", name, place))
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     if high is not None and low > high:
         return NOTHING
+    if low == 1 and not all(is_nullable(language, {}) for language in languages):
+        low = 0
     node, rules = string(TextConditions(languages, low, high), compiler.rule_name())
     compiler.rules.update(rules)
     return node
@@ -64,6 +66,14 @@ def number(compiler: TypeCompiler, schema: Schema, place: str, *, is_integer: bo
     if not schema:
         return INTEGER if is_integer else NUMBER
     low, high = _bounds(schema)
+    largest = 10 ** (limits.INTEGER_DIGITS if is_integer else FLOAT_DIGITS) - 1
+    for names, is_beyond in (
+        (_LOWER, low is not None and low[0] > largest),
+        (_UPPER, high is not None and high[0] < -largest),
+    ):
+        if is_beyond:
+            keyword = ", ".join(name for name, _ in names if name in schema)
+            raise compiler.refused(keyword, f"numbers are written here up to {largest} with bounds", place)
     step = Decimal(str(schema["multipleOf"])) if "multipleOf" in schema else None
     try:
         if step is None and not is_integer:

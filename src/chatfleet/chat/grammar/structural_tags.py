@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from chatfleet.chat.grammar import limits
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.ebnf import from_ebnf
 from chatfleet.chat.grammar.free_text import text_without
 from chatfleet.chat.grammar.json_schema import from_json_schema
-from chatfleet.chat.grammar.nodes import Grammar, alternatives, checked, literal, repeat, sequence
+from chatfleet.chat.grammar.nodes import Grammar, alternatives, checked, literal, repeat, sequence, without_nul
 from chatfleet.chat.grammar.regex import from_regex
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 
@@ -32,7 +33,7 @@ def from_structural_tag(value: object, *, param: str | None) -> Grammar:
     reader = _Reader(param)
     tag = reader.mapping(value, "the structural tag")
     if "format" in tag:
-        return checked(reader.format(tag["format"], "format", 0), param=param)
+        return without_nul(checked(reader.format(tag["format"], "format", 0), param=param), param=param)
     if "structures" not in tag:
         raise InvalidRequest("A structural tag has `format`, or `structures` and `triggers`.", param=param)
     tags = [
@@ -44,7 +45,7 @@ def from_structural_tag(value: object, *, param: str | None) -> Grammar:
         for item in (reader.mapping(entry, "structures") for entry in reader.sequence(tag, "structures", "the tag"))
     ]
     legacy = {"type": "triggered_tags", "triggers": tag.get("triggers"), "tags": tags}
-    return checked(reader.format(legacy, "structures", 0), param=param)
+    return without_nul(checked(reader.format(legacy, "structures", 0), param=param), param=param)
 
 
 class _Reader:
@@ -78,6 +79,7 @@ class _Reader:
         """The grammar of a format; `stops` end free text in it."""
         if depth > limits.MAX_DEPTH:
             raise InvalidRequest(f"The structural tag is nested deeper than {limits.MAX_DEPTH}.", param=self._param)
+        tick()
         described = self.mapping(value, place)
         kind = described.get("type")
         read = _FORMATS.get(kind) if isinstance(kind, str) else None
@@ -102,8 +104,7 @@ class _Reader:
         return from_ebnf(self.text(value, "grammar", place), param=self._param)
 
     def any_text(self, value: Mapping[str, Any], place: str, depth: int, stops: tuple[str, ...]) -> Grammar:
-        excluded = self.texts(value, "excludes", place) if value.get("excludes") else []
-        return text_without([*stops, *excluded])
+        return text_without([*stops, *self._excluded(value, place)])
 
     def in_order(self, value: Mapping[str, Any], place: str, depth: int, stops: tuple[str, ...]) -> Grammar:
         parts = self.sequence(value, "elements", place)
@@ -132,13 +133,14 @@ class _Reader:
     def triggered_tags(self, value: Mapping[str, Any], place: str, depth: int, stops: tuple[str, ...]) -> Grammar:
         triggers = self.texts(value, "triggers", place)
         for item in self.sequence(value, "tags", place):
+            tick(len(triggers))
             begin = self.text(self.mapping(item, place), "begin", place)
             if sum(begin.startswith(trigger) for trigger in triggers) != 1:
                 raise InvalidRequest(
                     f"The tag that begins with {begin!r} in {place} must begin with just one of the triggers.",
                     param=self._param,
                 )
-        free = text_without([*triggers, *stops, *(value.get("excludes") or [])])
+        free = text_without([*triggers, *stops, *self._excluded(value, place)])
         tags = self._tags(value, place, depth, stops)
         if value.get("stop_after_first"):
             return sequence(free, tags) if value.get("at_least_one") else sequence(free, repeat(tags, 0, 1))
@@ -146,6 +148,9 @@ class _Reader:
         if value.get("at_least_one"):
             return sequence(free, tags, more, free)
         return sequence(more, free)
+
+    def _excluded(self, value: Mapping[str, Any], place: str) -> list[str]:
+        return self.texts(value, "excludes", place) if value.get("excludes") not in (None, []) else []
 
     def _tags(self, value: Mapping[str, Any], place: str, depth: int, stops: tuple[str, ...]) -> Grammar:
         return alternatives(
