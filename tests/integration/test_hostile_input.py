@@ -249,7 +249,7 @@ def test_of_a_field_given_twice_the_last_counts(http: httpx.Client) -> None:
     assert post(http, "/v1/completions", body).json()["usage"]["completion_tokens"] == 2
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, '{"a": "\\ud800"}', "9" * 10_000, "NaN", "null", "\x00"])
+@pytest.mark.parametrize("arguments", ["", "{", "[" * 2_000, '{"a": "\\ud800"}', "9" * 2_000, "NaN", "null", "\x00"])
 def test_tool_call_arguments_that_are_no_json_stay_text(http: httpx.Client, arguments: str) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [*user("a"), {"role": "assistant", "tool_calls": [call]}, *user("b")]

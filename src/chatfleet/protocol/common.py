@@ -98,7 +98,7 @@ class ResponseFormat(RequestModel):
     def _has_what_its_type_needs(self) -> Self:
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError("a response format of type json_schema needs json_schema")
-        if self.type != "json_schema" and self.json_schema is not None:
+        if self.type not in ("text", "json_schema") and self.json_schema is not None:
             raise ValueError(f"json_schema goes with type json_schema, not with {self.type}")
         if self.type != "structural_tag" and (self.structures or self.triggers or self.format):
             raise ValueError(f"structures, triggers and format go with type structural_tag, not with {self.type}")
