@@ -7,7 +7,7 @@ PORT ?= 8000
 # A process that a test brings down fails that test; in place of it xdist would start one that hangs.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
-.PHONY: help serve test test-all lint model bench-engines bench-serving bench-gateway clean
+.PHONY: help serve test test-long test-all lint model bench-engines bench-serving bench-gateway clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -31,8 +31,10 @@ serve: $(VENV)/.serve  ## Install what it needs and serve the bundled model on p
 test: $(VENV)/.dev lint  ## Install what it needs and run every test
 	$(PYTEST)
 
-test-all: $(VENV)/.dev lint  ## The same and the long suites
-	$(PYTEST) -m ''
+test-long: $(VENV)/.dev  ## The long suites alone
+	$(PYTEST) -m long
+
+test-all: test test-long  ## Every test, then the long suites
 
 lint: $(VENV)/.dev  ## Style, types and import rules
 	$(BIN)/ruff check .
