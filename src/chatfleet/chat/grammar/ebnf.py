@@ -10,6 +10,7 @@ from typing import Final
 from chatfleet.chat.grammar import charsets, limits
 from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.charsets import Ranges
+from chatfleet.chat.grammar.cursor import Cursor
 from chatfleet.chat.grammar.finishing import finished
 from chatfleet.chat.grammar.nodes import (
     Grammar,
@@ -44,11 +45,10 @@ def from_ebnf(source: str, *, param: str | None) -> Grammar:
     return checked(finished(grammar, param=param), param=param)
 
 
-class _Parser:
+class _Parser(Cursor):
     def __init__(self, source: str, param: str | None) -> None:
-        self._source = source
+        super().__init__(source)
         self._param = param
-        self._place = 0
         self._depth = 0
 
     def rules(self) -> dict[str, Node]:
@@ -83,22 +83,6 @@ class _Parser:
         match = _BLANK.match(self._source, self._place)
         assert match is not None  # it matches nothing, too
         self._place = match.end()
-
-    def _peek(self) -> str:
-        return self._source[self._place : self._place + 1]
-
-    def _take(self, expected: str) -> bool:
-        if self._source.startswith(expected, self._place):
-            self._place += len(expected)
-            return True
-        return False
-
-    def _next(self) -> str:
-        char = self._peek()
-        if not char:
-            raise self._wrong("it ends too early")
-        self._place += 1
-        return char
 
     def _name(self, what: str) -> str:
         match = _NAME.match(self._source, self._place)

@@ -12,6 +12,7 @@ from typing import Final
 from chatfleet.chat.grammar import charsets, limits
 from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.charsets import Ranges
+from chatfleet.chat.grammar.cursor import Cursor
 from chatfleet.chat.grammar.nodes import (
     EMPTY,
     NOTHING,
@@ -100,12 +101,11 @@ def _count(digits: str) -> int:
     return int(significant) if len(significant) <= _MAX_COUNT_DIGITS else limits.MAX_REPEAT + 1
 
 
-class _Parser:
+class _Parser(Cursor):
     def __init__(self, pattern: str, param: str | None, where: str) -> None:
-        self._pattern = pattern
+        super().__init__(pattern)
         self._param = param
         self._where = where
-        self._place = 0
         self._depth = 0
         if len(pattern) > limits.MAX_REGEX_CHARS:
             raise InvalidRequest(
@@ -124,26 +124,10 @@ class _Parser:
             while self._take("$"):
                 at_end = True
             result.append((node, at_start, at_end))
-            if self._place == len(self._pattern):
+            if self._place == len(self._source):
                 return result
             if not self._take("|"):
                 raise self._wrong("unbalanced `)`" if self._peek() == ")" else "something behind `$`")
-
-    def _peek(self) -> str:
-        return self._pattern[self._place : self._place + 1]
-
-    def _take(self, expected: str) -> bool:
-        if self._pattern.startswith(expected, self._place):
-            self._place += len(expected)
-            return True
-        return False
-
-    def _next(self) -> str:
-        char = self._peek()
-        if not char:
-            raise self._wrong("it ends too early")
-        self._place += 1
-        return char
 
     def _wrong(self, what: str) -> InvalidRequest:
         return InvalidRequest(f"In {self._where}, at character {self._place}: {what}.", param=self._param)
@@ -185,10 +169,10 @@ class _Parser:
         for sign, counts in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
             if self._take(sign):
                 return counts
-        end = self._pattern.find("}", self._place)
+        end = self._source.find("}", self._place)
         if self._peek() != "{" or end < 0:
             return None
-        low, comma, high = self._pattern[self._place + 1 : end].partition(",")
+        low, comma, high = self._source[self._place + 1 : end].partition(",")
         if not low and _is_count(high):
             raise self._refused("`{,n}`, which dialects read differently (write `{0,n}`),")
         if not _is_count(low) or (high and not _is_count(high)):
@@ -227,10 +211,10 @@ class _Parser:
 
     def _group(self) -> Node:
         for opening, what in _GROUPS_REFUSED.items():
-            if self._pattern.startswith(opening, self._place - 1):
+            if self._source.startswith(opening, self._place - 1):
                 raise self._refused(what)
         if self._take("?P<") or self._take("?<"):
-            end = self._pattern.find(">", self._place)
+            end = self._source.find(">", self._place)
             if end < 0:
                 raise self._wrong("a group's name without its end")
             self._place = end + 1
@@ -268,7 +252,7 @@ class _Parser:
         return charsets.of(self._checked(char))
 
     def _code_point(self, digits: int) -> Ranges:
-        written = self._pattern[self._place : self._place + digits]
+        written = self._source[self._place : self._place + digits]
         try:
             code = int(written, 16) if len(written) == digits and written.isalnum() else 0x110000
         except ValueError:
@@ -285,7 +269,7 @@ class _Parser:
             if self._peek() == "]" and not taken:
                 raise self._refused("an empty class, or one that begins with `]`")
             low = self._member(is_negated=is_negated)
-            following = self._pattern[self._place : self._place + 2]
+            following = self._source[self._place : self._place + 2]
             if following[:1] == "-" and following[1:] not in ("]", ""):
                 self._place += 1
                 high = self._member(is_negated=is_negated)
