@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 # A process that a test brings down fails that test; in place of it xdist would start one that hangs.
+# The chaos suite has the machine to itself: what it excuses goes by the clock.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 .PHONY: help serve test test-long test-all lint model bench-engines bench-serving bench-gateway clean
@@ -32,7 +33,8 @@ test: $(VENV)/.dev lint  ## Install what it needs and run every test
 	$(PYTEST)
 
 test-long: $(VENV)/.dev  ## The long suites alone
-	$(PYTEST) -m long
+	$(PYTEST) -m long --ignore tests/chaos
+	$(BIN)/python -m pytest -m long tests/chaos
 
 test-all: test test-long  ## Every test, then the long suites
 

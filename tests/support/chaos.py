@@ -19,7 +19,7 @@ from support.chaos_answers import Answer, Refused
 from support.chaos_clients import Client, Connection, SdkClient, Tally, run_clients
 from support.chaos_fleet import ChaosFleet, FleetPlan, Part
 from support.chaos_requests import MODEL, Ask, greedy_asks, known_requests, simulated_asks
-from support.chaos_schedule import Kind, Rates, draw_schedule
+from support.chaos_schedule import WIRE_KINDS, Kind, Rates, draw_schedule
 from support.metrics import parsed
 from support.processes import WorkerProcess
 
@@ -123,12 +123,12 @@ class Report:
         )
 
     def __str__(self) -> str:
-        """The counts; where there are problems, these, all that happened, and the ends of the logs."""
+        """The counts; where there are problems, these, what happened to the parts, and the ends of the logs."""
         sorts = Counter(problem.rpartition(": ")[2][:_SORT_CHARS] for problem in self.problems)
         lines = [self.summary(), *(f"    {count} x {sort}" for sort, count in sorts.most_common())]
         lines += self.problems[:_SHOWN_PROBLEMS]
         if self.problems:
-            lines += [f"{at_s:8.1f} s  {news}" for at_s, news in self.timeline]
+            lines += [f"{at_s:8.1f} s  {news}" for at_s, news in self.timeline if not news.startswith(WIRE_KINDS)]
             lines += [f"--- {name}\n{log}" for name, log in self.logs.items()]
             lines.append(f"Run it again: python tests/chaos/run.py --seed {self.seed} --seconds {self.plan.seconds:g}")
         return "\n".join(lines)

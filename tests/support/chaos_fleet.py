@@ -23,8 +23,9 @@ from support.chaos_schedule import Incident, Kind
 from support.chaos_wire import Wire
 
 FREEZE_S: Final = 3.0
-NEWS_S: Final = 1.0
-"""How long it may take until all gateways know of a worker that is there again."""
+NEWS_S: Final = 3.0
+"""How long it may take until all gateways know of a worker that is there again: where the only controller is just back
+itself, the worker tries it every second, and so do the gateways."""
 
 _PART: Final = Path(__file__).with_name("chaos_part.py")
 _READY_S: Final = 60.0
