@@ -73,11 +73,12 @@ def _bundled(folder: Path) -> Path:
 TARGETS = [
     Target("simulated", "simulated"),
     Target("openvino GGUF", "openvino", _bundled),
-    Target("openvino IR", "openvino", lambda folder: write_ir(folder / "ir"), core=("test_sampling.py",)),
+    Target("openvino IR", "openvino", lambda folder: write_ir(folder / "ir"), core=()),
     Target(
         "transformers safetensors",
         "transformers",
         lambda folder: write_safetensors(folder / "safetensors"),
+        core=("test_answers.py", "test_failures.py", "test_sampling.py"),
         served_with=("--dtype", "float32"),
     ),
     Target("transformers GGUF", "transformers", _bundled, core=(), served_with=("--dtype", "float32")),

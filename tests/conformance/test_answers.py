@@ -23,6 +23,7 @@ def close(values: list[float]) -> Any:
 # --- determinism ---
 
 
+@pytest.mark.long
 async def test_neighbours_do_not_change_an_answer(subject: Subject) -> None:
     settings = {"max_tokens": 40, "logprobs": 0}
     prompts = [subject.prompt(question) for question in QUESTIONS]
@@ -59,6 +60,7 @@ async def test_the_prefix_cache_does_not_change_an_answer(subject: Subject) -> N
     ids=lambda settings: "+".join(settings) or "greedy",
 )
 @pytest.mark.parametrize("neighbours", [0, 16])
+@pytest.mark.long
 async def test_an_answer_that_another_engine_has_begun_goes_on_as_it_would_have_there(
     subject: Subject, settings: dict[str, Any], neighbours: int
 ) -> None:

@@ -90,6 +90,7 @@ def wild(client: Client) -> list[Json]:
 # --- text ---
 
 
+@pytest.mark.long
 def test_streams_never_split_a_character_and_are_the_whole_text(client: Client) -> None:
     beyond_ascii = 0
     for request in wild(client):

@@ -31,6 +31,7 @@ def test_it_is_as_small_as_promised() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.long
 def test_transformers_loads_the_same_tokenizer_and_model() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

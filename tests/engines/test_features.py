@@ -33,6 +33,7 @@ def test_every_parameter_has_a_row_and_every_engine_a_column() -> None:
 
 
 @pytest.mark.parametrize("column", ENGINES, ids=lambda column: column.title)
+@pytest.mark.long
 def test_the_table_says_what_the_loaded_engine_says(column: EngineFeatures, models: dict[str, Path | None]) -> None:
     model = models[column.title]
     config = EngineConfig(

@@ -174,6 +174,7 @@ class TestText:
         finish(driver)
         assert YES_TEXT.fullmatch("yes 12" + answers.text(request_id))
 
+    @pytest.mark.long
     def test_of_a_schema_that_another_engine_has_begun_validates_as_a_whole(
         self, driver: Driver, answers: Answers, tokenizer: HuggingFaceTokenizer
     ) -> None:
@@ -290,6 +291,7 @@ class TestCompiling:
         finish(driver)
         assert driver.end(again) in ("stop", "length")
 
+    @pytest.mark.long
     def test_frees_its_memory_when_much_is_taken_and_nothing_runs(
         self, driver: Driver, answers: Answers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -313,6 +315,7 @@ def test_tokens_beyond_those_with_text_are_never_said() -> None:
 
 
 class TestRecovery:
+    @pytest.mark.long
     def test_grammars_work_after_the_engine_has_failed(self, tokenizer: HuggingFaceTokenizer) -> None:
         driver = load_bundled(tokenizer)
         try:

@@ -451,6 +451,7 @@ async def test_a_child_that_exits_says_so(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["with a request", "idle"])
+@pytest.mark.long
 async def test_a_stopped_child_is_killed_and_restarted(launch: Launch, busy: bool) -> None:
     engine = await launch(config={"sim_itl_ms": 10.0}, stall_timeout_s=STALL_S)
     pid = pid_of(engine)
@@ -480,6 +481,7 @@ async def test_a_child_that_holds_the_gil_for_ever_is_killed(launch: Launch) -> 
     await ready_again(engine)
 
 
+@pytest.mark.long
 async def test_a_long_step_and_long_idleness_are_not_a_stall(launch: Launch) -> None:
     engine = await launch(config={"sim_ttft_ms": 3000.0}, stall_timeout_s=2.0)
     pid = pid_of(engine)

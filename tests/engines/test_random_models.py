@@ -27,6 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
+@pytest.mark.long
 def test_greedy_tokens_of_the_folder_are_those_of_the_file(folder: Path, file: Path) -> None:
     prompt = torch.tensor([[5, 9, 100, 42, 17, 300]])
     said = [

@@ -91,6 +91,7 @@ def test_an_answer_fits_its_grammar_and_ends(driver: Driver, sampling: dict[str,
     assert ending(driver, request_id) == "stop"
 
 
+@pytest.mark.long
 def test_choices_are_among_all_ways_to_write_them_in_tokens(driver: Driver) -> None:
     written = {
         tuple(driver.answer(random_prompt(8), grammar='start: "abc"', temperature=5.0, seed=seed)) for seed in range(40)
@@ -293,6 +294,7 @@ def test_an_answer_goes_on_behind_any_of_its_tokens(exact: Driver, sampling: dic
 
 
 @pytest.mark.parametrize("sampling", [{}, pytest.param({"temperature": 1.5, "seed": 2}, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_an_answer_goes_on_under_what_remains_of_its_schema(exact: Driver, sampling: dict[str, Any]) -> None:
     properties = {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 7}}
     schema = from_json_schema({"type": "object", "properties": properties, "required": ["age"]}, param="schema")
@@ -317,6 +319,7 @@ def test_an_answer_that_was_whole_already_ends_without_a_token(driver: Driver) -
     assert delta.finish_reason == "stop" and delta.token_ids == [] and delta.logprobs is None
 
 
+@pytest.mark.long
 def test_an_answer_under_a_grammar_survives_preemption(model: Path) -> None:
     grammar = "start: /([a-z]{3} ){12,14}/"
     settings = {"max_tokens": 60, "grammar": grammar, "temperature": 1.0, "seed": 4}

@@ -146,6 +146,7 @@ def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3"])
+@pytest.mark.long
 def test_a_model_writes_what_it_writes_without(
     kernels: Kernels, model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

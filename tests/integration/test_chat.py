@@ -68,6 +68,7 @@ def test_a_part_that_is_no_text_is_refused_by_its_place(http: httpx.Client) -> N
     )
 
 
+@pytest.mark.long
 def test_without_max_tokens_the_answer_may_fill_the_context(small_endpoint: Endpoint) -> None:
     with small_endpoint.http() as http:
         answer = http.post(PATH, json={"messages": user("hi"), "ignore_eos": True}).json()

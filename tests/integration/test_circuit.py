@@ -18,6 +18,7 @@ from support.fleet import beat, statuses, until, worker_json
 from support.metrics import scrape
 from support.processes import ControllerProcess, GatewayProcess
 from support.raw_upstream import CHAT, Call, RawFleet, RawUpstream, Script, ask, event, raw_fleet, whole
+from support.suites import quick
 from support.wire import PATIENCE_S, Json, error_object, user
 
 CLOSED, HALF_OPEN, OPEN = 0.0, 1.0, 2.0
@@ -100,14 +101,17 @@ def a_status(status: int) -> Script:
 
 @pytest.mark.parametrize(
     ("script", "expected"),
-    [
-        (half_a_stream, OPEN),
-        (a_status(500), OPEN),
-        (a_status(502), OPEN),
-        (a_status(503), CLOSED),
-        (a_status(400), CLOSED),
-    ],
-    ids=["half a stream", "500", "502", "503", "400"],
+    quick(
+        2,
+        [
+            (half_a_stream, OPEN),
+            (a_status(503), CLOSED),
+            (a_status(500), OPEN),
+            (a_status(502), OPEN),
+            (a_status(400), CLOSED),
+        ],
+    ),
+    ids=["half a stream", "503", "500", "502", "400"],
 )
 def test_a_worker_is_not_well_whose_answers_are_no_good(fleet: RawFleet, script: Script, expected: float) -> None:
     fleet.upstream.script, fleet.upstream.ready = script, Call.reset
@@ -145,6 +149,7 @@ def test_a_half_open_worker_has_one_request_at_a_time(fleet: RawFleet) -> None:
         assert state(http, failing.url) == CLOSED
 
 
+@pytest.mark.long
 def test_a_half_open_worker_that_fails_again_is_left_alone_again(fleet: RawFleet) -> None:
     failing = fleet.upstream
     failing.script = Call.reset
@@ -195,6 +200,7 @@ def test_a_server_that_refuses_connections_is_left_alone_and_comes_back(fleet: R
         assert state(http, server.url) == CLOSED
 
 
+@pytest.mark.long
 def test_every_gateway_is_counted(fleet: RawFleet) -> None:
     failing = fleet.upstream
     failing.script = failing.ready = Call.reset

@@ -11,6 +11,7 @@ import pytest
 
 from support.command import refused, run
 from support.processes import CommandProcess, Endpoint, WorkerProcess
+from support.suites import quick
 from support.wire import PATIENCE_S
 
 SIMULATED = ("worker", "--engine", "simulated", "--port", "0")
@@ -18,34 +19,37 @@ SIMULATED = ("worker", "--engine", "simulated", "--port", "0")
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (("worker", "/no/such/model.gguf"), ("/no/such/model.gguf", "GGUF")),
-        (("worker", "./nowhere"), ("nowhere",)),
-        (("worker", __file__), ("not a GGUF file",)),
-        (("worker", str(Path(__file__).parent)), ("openvino_model.xml",)),
-        ((*SIMULATED, "--chat-template", "/no/template"), ("--chat-template", "/no/template", "chatml")),
-        ((*SIMULATED, "--chat-template", "/"), ("--chat-template",)),
-        ((*SIMULATED, "--chat-template-kwargs", "{bad"), ("--chat-template-kwargs", "{bad")),
-        ((*SIMULATED, "--chat-template-kwargs", "[1]"), ("--chat-template-kwargs", "[1]")),
-        ((*SIMULATED, "--chat-template-kwargs", "[/b]"), ("[/b]",)),
-        (("worker", "--engine", "steam"), ("--engine", "steam", "openvino", "simulated")),
-        ((*SIMULATED, "--port", "70000"), ("--port",)),
-        ((*SIMULATED, "--max-concurrency", "0"), ("--max-concurrency",)),
-        ((*SIMULATED, "--context-length", "-5"), ("--context-length",)),
-        ((*SIMULATED, "--sim-failure-rate", "2"), ("--sim-failure-rate",)),
-        ((*SIMULATED, "--host", "no.such.host.invalid"), ("no.such.host.invalid", "--host")),
-        ((*SIMULATED, "--no-such-option"), ("--no-such-option",)),
-        (("no-such-command",), ("no-such-command",)),
-        (("worker", "--model-name", "x" * 600, *SIMULATED[1:]), ("--model-name", "512")),
-        (("worker", "--host", "0.0.0.0", *SIMULATED[1:]), ("0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
-        (("gateway", "--alias", "nothing"), ("--alias", "NAME=MODEL")),
-        (("gateway", "--controller-url", "10.0.0.1"), ("--controller-url", "http://10.0.0.1:21001")),
-        (("gateway", "--trusted-proxies", "10.0.0.0/33"), ("--trusted-proxies", "10.0.0.0/33")),
-        (("gateway", "--allowed-origins", "example.com/"), ("--allowed-origins", "https://app.example.com")),
-        (("gateway", "--allow-credentials"), ("--allow-credentials", "--allowed-origins")),
-        (("gateway", "--api-key", "not one key"), ("API key",)),
-        (("gateway", "--api-keys-file", "/no/such/file"), ("--api-keys-file", "/no/such/file")),
-    ],
+    quick(
+        8,
+        [
+            (("worker", "/no/such/model.gguf"), ("/no/such/model.gguf", "GGUF")),
+            (("worker", "./nowhere"), ("nowhere",)),
+            (("worker", __file__), ("not a GGUF file",)),
+            (("worker", str(Path(__file__).parent)), ("openvino_model.xml",)),
+            ((*SIMULATED, "--chat-template", "/no/template"), ("--chat-template", "/no/template", "chatml")),
+            ((*SIMULATED, "--chat-template", "/"), ("--chat-template",)),
+            ((*SIMULATED, "--chat-template-kwargs", "{bad"), ("--chat-template-kwargs", "{bad")),
+            ((*SIMULATED, "--chat-template-kwargs", "[1]"), ("--chat-template-kwargs", "[1]")),
+            ((*SIMULATED, "--chat-template-kwargs", "[/b]"), ("[/b]",)),
+            (("worker", "--engine", "steam"), ("--engine", "steam", "openvino", "simulated")),
+            ((*SIMULATED, "--port", "70000"), ("--port",)),
+            ((*SIMULATED, "--max-concurrency", "0"), ("--max-concurrency",)),
+            ((*SIMULATED, "--context-length", "-5"), ("--context-length",)),
+            ((*SIMULATED, "--sim-failure-rate", "2"), ("--sim-failure-rate",)),
+            ((*SIMULATED, "--host", "no.such.host.invalid"), ("no.such.host.invalid", "--host")),
+            ((*SIMULATED, "--no-such-option"), ("--no-such-option",)),
+            (("no-such-command",), ("no-such-command",)),
+            (("worker", "--model-name", "x" * 600, *SIMULATED[1:]), ("--model-name", "512")),
+            (("worker", "--host", "0.0.0.0", *SIMULATED[1:]), ("0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
+            (("gateway", "--alias", "nothing"), ("--alias", "NAME=MODEL")),
+            (("gateway", "--controller-url", "10.0.0.1"), ("--controller-url", "http://10.0.0.1:21001")),
+            (("gateway", "--trusted-proxies", "10.0.0.0/33"), ("--trusted-proxies", "10.0.0.0/33")),
+            (("gateway", "--allowed-origins", "example.com/"), ("--allowed-origins", "https://app.example.com")),
+            (("gateway", "--allow-credentials"), ("--allow-credentials", "--allowed-origins")),
+            (("gateway", "--api-key", "not one key"), ("API key",)),
+            (("gateway", "--api-keys-file", "/no/such/file"), ("--api-keys-file", "/no/such/file")),
+        ],
+    ),
 )
 def test_what_keeps_it_from_starting_is_one_clear_message(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     refused(run(*arguments), *words)
@@ -59,6 +63,7 @@ def test_a_broken_template_is_named_with_its_line(tmp_path: Path) -> None:
     refused(run(*SIMULATED, "--chat-template", str(path)), "--chat-template")
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_named(simulated_endpoint: Endpoint) -> None:
     port = simulated_endpoint.url.rpartition(":")[2]
     refused(run("worker", "--engine", "simulated", "--port", port), port, "--port")

@@ -80,6 +80,7 @@ def test_what_is_running_is_completed(gateway: FleetEndpoint) -> None:
     assert "Traceback" not in gateway.output
 
 
+@pytest.mark.long
 def test_a_second_signal_breaks_off_with_an_error(gateway: FleetEndpoint) -> None:
     ask = {"messages": user("hi"), "max_tokens": 2000, "ignore_eos": True}
     with RawConnection(gateway.url) as stream, RawConnection(gateway.url) as whole:
@@ -115,6 +116,7 @@ def test_a_worker_leaves_at_once_and_finishes_what_it_has(controller: Controller
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.long
 def test_what_a_worker_does_not_finish_in_time_is_broken_off(controller: ControllerProcess) -> None:
     ask = {"messages": user("hi"), "max_tokens": 3000, "ignore_eos": True}
     with fleet_worker(controller, "--drain-timeout", "0.5", "--max-concurrency", "2") as worker:

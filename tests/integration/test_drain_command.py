@@ -84,6 +84,7 @@ def test_a_worker_that_drains_gets_nothing_new_and_is_shown_so(controller: Contr
         assert first.alive() and statuses(fleet)[worker_id]["load"]["running"] == 1
 
 
+@pytest.mark.long
 def test_one_that_does_not_leave_in_time_is_told_with_what_to_do(controller: ControllerProcess) -> None:
     with controller.http() as fleet:
         beat(fleet, worker_json("worker-of-another-age", "http://10.0.0.1:1", "m"), running=3)
@@ -124,6 +125,7 @@ def test_a_registered_server_is_unregistered(controller: ControllerProcess) -> N
         assert workers(fleet) == {}
 
 
+@pytest.mark.long
 def test_what_names_no_worker_or_several_is_told_with_those_there_are(controller: ControllerProcess) -> None:
     at = ("--controller-url", controller.url)
     finished = run("drain", "w", *at)

@@ -109,6 +109,7 @@ def test_a_second_worker_joins_under_load_and_takes_its_share() -> None:
     assert len(texts) == 16 and len(set(texts)) == 1 and len(texts[0]) == 300
 
 
+@pytest.mark.long
 def test_a_killed_worker_leaves_the_view_and_its_requests_fail_cleanly() -> None:
     with (
         ControllerProcess(*QUICK) as controller,
@@ -188,6 +189,7 @@ def refuses(url: str) -> bool:
 
 
 @pytest.mark.parametrize("through", ["worker", "gateway"])
+@pytest.mark.long
 def test_streams_that_end_with_their_server_are_told_and_leave_no_trace(through: str) -> None:
     with endpoint(through, "m", *SIMULATED) as process, process.http() as http:
         with http.stream("POST", CHAT, json=request("m", tokens=2000, stream=True)) as response:
@@ -271,6 +273,7 @@ def test_a_worker_that_is_told_to_end_finishes_what_it_has_and_gets_nothing_more
     assert len(texts) == 10 and len(set(texts)) == 1
 
 
+@pytest.mark.long
 def test_a_fleet_with_a_token_knows_its_own_and_nobody_else() -> None:
     ours, theirs = {"CHATFLEET_FLEET_TOKEN": TOKEN}, {"CHATFLEET_FLEET_TOKEN": "some-other-fleet's-token"}
     with (
@@ -295,6 +298,7 @@ def test_a_fleet_with_a_token_knows_its_own_and_nobody_else() -> None:
         assert not any(TOKEN in part.output for part in (controller, worker, gateway, stranger, outsider))
 
 
+@pytest.mark.long
 def test_a_server_that_is_not_ours_goes_and_comes_back() -> None:
     with (
         FakeOpenAI("theirs") as fake,

@@ -68,6 +68,7 @@ def test_a_server_is_registered_shown_and_unregistered(process: ControllerProces
         assert run("unregister", stranger.url, *at).returncode == 0
 
 
+@pytest.mark.long
 def test_every_controller_given_is_told_and_the_one_that_fails_is_named(
     process: ControllerProcess, controller: httpx.Client
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_name_cannot_command_the_terminal(process: ControllerProcess, controll
     assert "\x1b" not in shown and "\u202e" not in shown and "evil[bold]" in shown
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_is_shown_with_the_reason() -> None:
     with ControllerProcess("--heartbeat-interval", "0.3", "--expiry", "1.5") as process, process.http() as controller:
         with FakeOpenAI("m") as stranger:

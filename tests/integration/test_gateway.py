@@ -319,6 +319,7 @@ def test_no_header_of_a_client_reaches_a_worker_but_the_allowed(fake: FakeOpenAI
     }
 
 
+@pytest.mark.long
 def test_a_gateway_that_is_its_own_worker_is_found_out() -> None:
     with FakeOpenAI("one") as fake, ControllerProcess() as controller, controller.http() as fleet:
         assert fleet.post("/fleet/servers", json={"url": fake.url}).status_code == 200
@@ -497,6 +498,7 @@ def test_a_stream_whose_end_may_be_the_workers_death_is_no_whole_answer(
     assert events(ask(http, stream=True).text) == ["1", "[DONE]"]
 
 
+@pytest.mark.long
 def test_an_error_after_the_first_comment_is_an_event(fake: FakeOpenAI, foreign_commenting: Foreign) -> None:
     """The status has gone out by then. (The worker takes as long to refuse as to begin.)"""
     http, _ = foreign_commenting
@@ -530,6 +532,7 @@ def test_events_are_framed_as_openai_frames_them_whatever_the_worker_does(fake: 
     assert ask(http, stream=True).content == b'data: {"a": 1}\n\ndata: 2\n\ndata: [DONE]\n\n'
 
 
+@pytest.mark.long
 def test_a_server_that_is_down_for_too_long_is_a_502_and_one_that_is_back_answers() -> None:
     with FakeOpenAI("one") as fake, fleet_with(fake, options=("--retry-timeout", "0.1")) as (http, _):
         fake.stop()
@@ -540,6 +543,7 @@ def test_a_server_that_is_down_for_too_long_is_a_502_and_one_that_is_back_answer
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.long
 def test_a_request_waits_for_a_server_that_is_down_for_a_moment(stream: bool) -> None:
     options = ("--retry-timeout", str(PATIENCE_S))
     with (

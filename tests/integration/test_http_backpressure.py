@@ -127,6 +127,7 @@ def test_requests_without_end_whose_answers_nobody_reads_stop_being_read(fresh_f
             assert connection.read_response().status == 200, number
 
 
+@pytest.mark.long
 def test_tiny_requests_without_end_whose_answers_nobody_reads_stop_being_read(fresh_fleet: RawFleet) -> None:
     """Their answers are larger than they, and wait for nothing."""
     request = hot(b"{") * 1000

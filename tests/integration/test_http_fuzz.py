@@ -158,6 +158,7 @@ def same_or_cut(data: bytes, responses: list[RawResponse], others: list[RawRespo
     changes=spoils,
     cuts=st.lists(st.integers(0, 1500), min_size=1, max_size=4),
 )
+@pytest.mark.long
 def test_whatever_a_client_sends_it_gets_http_and_harms_nobody(
     fuzzed: RawFleet, requests: list[bytes], changes: list[Spoil], cuts: list[int]
 ) -> None:

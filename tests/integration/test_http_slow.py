@@ -116,6 +116,7 @@ def test_the_body_of_a_request_that_is_answered_must_come_too(impatient: RawFlee
         connection.rest()
 
 
+@pytest.mark.long
 def test_a_thousand_slow_clients_harm_nobody(impatient: RawFleet) -> None:
     with ExitStack() as stack:
         slow = []

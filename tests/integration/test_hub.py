@@ -21,6 +21,7 @@ def test_a_hugging_face_id_is_fetched_served_and_kept(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.gguf"))
 
 
+@pytest.mark.long
 def test_an_unknown_id_is_one_clear_message(tmp_path: Path) -> None:
     with fake_hub({}) as url, pytest.raises(AssertionError, match=r"Error: 'org/none' is no file or folder here"):
         WorkerProcess("org/none", env={"HF_ENDPOINT": url, "HF_HOME": str(tmp_path)})

@@ -427,6 +427,7 @@ def test_processes_answer_with_one_generation(processes: RawFleet, stream: bool)
     assert len(processes.upstream.calls) == 1
 
 
+@pytest.mark.long
 def test_a_stream_comes_through_another_process_as_it_is_made(processes: RawFleet) -> None:
     body, key, held = ask(stream=True), new_key(), Held()
     processes.upstream.script = held

@@ -248,6 +248,7 @@ def test_a_gateway_counts_the_streams_that_a_workers_end_breaks(controller: Cont
     assert requests(scraped, CHAT, 200) == 1
 
 
+@pytest.mark.long
 def test_a_gateway_counts_the_requests_that_it_sent_to_another_worker(controller: ControllerProcess) -> None:
     def one_more() -> WorkerProcess:
         return WorkerProcess("--engine", "simulated", "--controller-url", controller.url)

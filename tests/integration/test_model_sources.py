@@ -120,6 +120,7 @@ def test_a_tokenizer_in_a_gguf_file_can_be_read_by_transformers(tmp_path: Path) 
     assert token_ids(load_tokenizer_json(made, eos_token_ids=[])) == token_ids(metadata.tokenizer())
 
 
+@pytest.mark.long
 def test_a_tokenizer_that_cannot_be_made_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigurationError, match=r"tokenizer\.model, and transformers could not make one"):

@@ -58,6 +58,7 @@ def test_every_model_is_listed_once_with_its_workers(process: ControllerProcess)
     ], shown.stdout
 
 
+@pytest.mark.long
 def test_several_controllers_of_one_fleet_count_a_worker_once(process: ControllerProcess) -> None:
     with ControllerProcess() as other:
         for controller in (process, other):
@@ -75,6 +76,7 @@ def test_without_a_fleet_it_says_what_to_start(free_port: int) -> None:
     assert finished.returncode == 1 and "chatfleet serve" in finished.stderr
 
 
+@pytest.mark.long
 def test_it_finds_what_serve_runs_here(tmp_path: Path) -> None:
     with ServeProcess("--engine", "simulated", "--model-name", "mine", folder=tmp_path) as server:
         listed = json.loads(run("models", "--json", env={"XDG_RUNTIME_DIR": str(server.folder)}).stdout)["models"]

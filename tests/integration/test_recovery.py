@@ -15,6 +15,7 @@ import pytest
 
 from support.fleet import statuses, until
 from support.processes import ControllerProcess, GatewayProcess, WorkerProcess
+from support.suites import quick
 from support.wire import Json, RawConnection, events, user
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -99,7 +100,7 @@ REQUESTS: dict[str, tuple[str, Json]] = {
 }
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", quick(2, REQUESTS))
 def test_the_client_of_a_killed_worker_gets_every_event(fleet: Fleet, name: str) -> None:
     path, fields = REQUESTS[name]
     more = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 120, "ignore_eos": True}

@@ -12,6 +12,7 @@ import pytest
 
 from support.processes import WorkerProcess
 from support.recovery import IDS, RESUME, Kept, blocks, kept, merged
+from support.suites import quick
 from support.wire import PATIENCE_S, Json, RawConnection, error_object, events, failed, user
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -128,7 +129,7 @@ def without_call_ids(data: Sequence[str]) -> list[str]:
     return [re.sub(r'"call_[0-9a-f]{24}"', '"call"', line) for line in data]
 
 
-@cases
+@pytest.mark.parametrize(("path", "request_body"), quick(12, CASES.values()), ids=CASES)
 def test_a_stream_that_loses_its_worker_after_every_event_is_the_same(
     workers: list[httpx.Client], path: str, request_body: Json
 ) -> None:
@@ -214,12 +215,15 @@ def exact_workers() -> Iterator[list[httpx.Client]]:
 
 @pytest.mark.parametrize(
     "sampling",
-    [
-        {"temperature": 0, "logprobs": True},
-        {"temperature": 0, "n": 2, "stop": [" of"]},
-        {"temperature": 0, "max_tokens": 9, "frequency_penalty": 1.5},
-        {"temperature": 1.2, "seed": 5, "n": 2, "max_tokens": 12},
-    ],
+    quick(
+        1,
+        [
+            {"temperature": 0, "logprobs": True},
+            {"temperature": 0, "n": 2, "stop": [" of"]},
+            {"temperature": 0, "max_tokens": 9, "frequency_penalty": 1.5},
+            {"temperature": 1.2, "seed": 5, "n": 2, "max_tokens": 12},
+        ],
+    ),
     ids=["greedy", "stop", "penalty", "seed"],
 )
 def test_in_deterministic_mode_a_models_stream_goes_on_exactly(

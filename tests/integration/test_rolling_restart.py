@@ -99,6 +99,7 @@ def test_gateways_where_clients_go_to_the_other_when_one_refuses(parts: ExitStac
     assert load.refused
 
 
+@pytest.mark.long
 def test_who_has_connected_is_answered_and_who_comes_later_is_refused(parts: ExitStack) -> None:
     """With a connection for each request there are always some that the server has not come to."""
     worker = parts.enter_context(worker_of())

@@ -116,6 +116,7 @@ def _tokens(worker: WorkerProcess) -> str:
     return next(line for line in lines if line.startswith("vllm:generation_tokens_total"))
 
 
+@pytest.mark.long
 def test_a_session_stays_with_one_worker_and_the_header_goes_before_the_user(
     controller: ControllerProcess, fleet: list[WorkerProcess]
 ) -> None:

@@ -21,6 +21,7 @@ from openai import OpenAI
 from support.fleet import until
 from support.processes import GUARDED, CommandProcess
 from support.serve import ServeProcess, ask, running, until_answered, until_gone
+from support.suites import quick
 from support.terminal import Terminal
 from support.wire import PATIENCE_S, chat_texts, chunks, failed, user
 
@@ -78,6 +79,7 @@ def test_the_bundled_model_answers_and_nothing_is_left_at_the_end(tmp_path: Path
     assert list((tmp_path / "chatfleet").iterdir()) == []
 
 
+@pytest.mark.long
 def test_every_model_answers_under_its_name(two_models: ServeProcess, keyed: httpx.Client) -> None:
     assert "Serving a, b on " in two_models.output
     assert {card["id"] for card in keyed.get("/v1/models").json()["data"]} >= {"a", "b"}
@@ -187,7 +189,7 @@ def small(tmp_path: Path) -> Iterator[ServeProcess]:
         yield serve
 
 
-@pytest.mark.parametrize("command", ["controller", "worker", "gateway"])
+@pytest.mark.parametrize("command", quick(1, ["controller", "worker", "gateway"]))
 def test_a_part_that_is_killed_comes_back_and_requests_work(small: ServeProcess, command: str) -> None:
     with small.http() as http:
         assert ask(http, "m").status_code == 200
@@ -243,7 +245,7 @@ def test_what_a_killed_parent_left_is_removed_by_the_next(small: ServeProcess) -
     assert not record.parent.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", quick(1, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
 def test_a_signal_stops_the_gateway_then_workers_then_the_controller(
     small: ServeProcess, number: signal.Signals
 ) -> None:
@@ -308,6 +310,7 @@ def test_the_official_client_works_as_the_greeting_shows_it(small: ServeProcess)
     assert answer.choices[0].message.content
 
 
+@pytest.mark.long
 def test_names_and_ports_are_its_own_whatever_the_environment_says(tmp_path: Path) -> None:
     """The parent's settings are applied once: a port in the environment is the gateway's only."""
     with socket.socket() as free:
@@ -341,17 +344,20 @@ def test_two_fleets_run_beside_each_other_and_chat_takes_the_newest(small: Serve
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (("/no/such/model.gguf",), ("/no/such/model.gguf", "GGUF", "model      |")),
-        ((*SIMULATED, "a", "b", "--model-name", "x"), ("--model-name", "1 times for 2 models")),
-        ((*SIMULATED, "a", "a"), ("'a'", "--model-name", "--workers-per-model")),
-        ((*SIMULATED, "a", "b", "--model-name", "x", "--model-name", "x"), ("'x'",)),
-        ((*SIMULATED, "--api-keys-file", "/no/such/keys"), ("--api-keys-file", "/no/such/keys")),
-        ((*SIMULATED, "--alias", "nonsense"), ("NAME=MODEL",)),
-        ((*SIMULATED, "--workers-per-model", "0"), ("--workers-per-model",)),
-        ((*SIMULATED, "--chat-template", "/no/template"), ("--chat-template", "/no/template")),
-        ((*SIMULATED, "--host", "no.such.host.invalid"), ("no.such.host.invalid", "--host")),
-    ],
+    quick(
+        3,
+        [
+            (("/no/such/model.gguf",), ("/no/such/model.gguf", "GGUF", "model      |")),
+            ((*SIMULATED, "a", "b", "--model-name", "x"), ("--model-name", "1 times for 2 models")),
+            ((*SIMULATED, "a", "a"), ("'a'", "--model-name", "--workers-per-model")),
+            ((*SIMULATED, "a", "b", "--model-name", "x", "--model-name", "x"), ("'x'",)),
+            ((*SIMULATED, "--api-keys-file", "/no/such/keys"), ("--api-keys-file", "/no/such/keys")),
+            ((*SIMULATED, "--alias", "nonsense"), ("NAME=MODEL",)),
+            ((*SIMULATED, "--workers-per-model", "0"), ("--workers-per-model",)),
+            ((*SIMULATED, "--chat-template", "/no/template"), ("--chat-template", "/no/template")),
+            ((*SIMULATED, "--host", "no.such.host.invalid"), ("no.such.host.invalid", "--host")),
+        ],
+    ),
 )
 def test_what_keeps_it_from_starting_is_one_clear_message(
     tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
@@ -400,6 +406,7 @@ def test_listening_to_everybody_without_a_key_is_warned_of(tmp_path: Path) -> No
         assert "Warning" not in serve.output
 
 
+@pytest.mark.long
 def test_it_serves_where_no_record_can_be_written(tmp_path: Path) -> None:
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")
@@ -423,6 +430,7 @@ def test_a_gateway_of_several_processes_is_supervised_too(small: ServeProcess) -
         until_gone(children)
 
 
+@pytest.mark.long
 def test_at_a_terminal_it_greets_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with Terminal("serve", "--port", "0", *SIMULATED) as terminal:

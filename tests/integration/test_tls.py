@@ -86,6 +86,7 @@ def https(gateway: CommandProcess, pair: Pair) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.long
 def test_what_is_announced_is_an_https_url(gateway: CommandProcess, https: httpx.Client) -> None:
     assert gateway.url.startswith("https://127.0.0.1:")
     assert ask(https, "m").status_code == 200
@@ -214,6 +215,7 @@ def chat(serve: ServeProcess, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.long
 def test_serve_greets_with_https_and_how_to_trust_it(serve: ServeProcess, foreign: Pair) -> None:
     assert serve.url.startswith("https://127.0.0.1:")
     assert f"curl {serve.url}/v1/chat/completions" in serve.output

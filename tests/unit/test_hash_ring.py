@@ -1,5 +1,6 @@
 """Consistent hashing."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def test_whoever_comes_and_goes_the_order_of_the_others_stays(before: set[str], 
     assert [one for one in first if one in stayed] == [one for one in order(ring, key) if one in stayed]
 
 
+@pytest.mark.long
 def test_a_worker_whose_speed_changes_has_as_many_points_as_it_asks_for() -> None:
     ring = ring_of({"a", "b"})
     ring.update({"a": 3.0, "b": 1.0})
