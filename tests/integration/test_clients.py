@@ -168,6 +168,21 @@ def test_a_tool_call_its_result_and_the_answer(client: openai.OpenAI) -> None:
     assert "7" in (answer.choices[0].message.content or "")
 
 
+def test_of_several_tools_only_those_allowed_are_called(client: openai.OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    clock: Any = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+    allowed: Any = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    choice = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        tools=[WEATHER, clock],
+        tool_choice={"type": "allowed_tools", "allowed_tools": allowed},
+        temperature=0,
+    ).choices[0]
+    called = [call.function.name for call in choice.message.tool_calls or [] if call.type == "function"]
+    assert called == ["get_time"] or (not called and choice.message.content)
+
+
 def test_two_calls_in_one_turn_and_their_results(client: openai.OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo and in Rome?"}]
     called = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], temperature=0).choices[0]

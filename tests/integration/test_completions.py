@@ -184,6 +184,14 @@ def test_control_tokens_show_on_request(http: httpx.Client) -> None:
     assert texts(http.post(PATH, json={**request, "skip_special_tokens": False})) == ["<|im_start|>" * 2]
 
 
+def test_control_tokens_of_a_prompt_of_tokens_show_on_request(http: httpx.Client) -> None:
+    request = {"prompt": [256, 104, 105], "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert texts(http.post(PATH, json=request)) == ["hi"]
+    response = http.post(PATH, json={**request, "skip_special_tokens": False})
+    assert texts(response) == ["<|im_start|>hi"]
+    assert response.json()["choices"][0]["logprobs"]["text_offset"] == [0, 12, 13]
+
+
 @pytest.mark.parametrize(
     ("fields", "pattern"),
     [

@@ -59,6 +59,7 @@ OTHERWISE = {
         "completions.echo",
         "completions.echo_logprobs",
         "completions.logprobs",
+        "completions.top_logprobs",
         "completions.usage",
         "errors.context_length",
         "errors.empty_messages",

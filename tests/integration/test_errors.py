@@ -58,12 +58,20 @@ POSTS = (CHAT, "/v1/completions", "/v1/embeddings", "/v1/tokenize", "/v1/detoken
         ("messages", None),
         ("model", 5),
         ("tools", [{"type": "function"}]),
+        ("prompt_cache_retention", "forever"),
+        ("repetition_penalty", 101),
+        ("messages", [{"role": "user", "content": "hi"}, {"role": "tool", "content": "x"}]),
     ],
 )
 def test_what_is_out_of_range_is_refused_by_name(http: httpx.Client, field: str, value: Any) -> None:
     error = failed(http.post(CHAT, json={"messages": user("hi"), field: value}), 400)
     assert error["type"] == "invalid_request_error"
     assert error["param"] is not None and error["param"].split(".")[0].split("[")[0] == field
+
+
+def test_more_tokens_at_least_than_at_most_are_refused(http: httpx.Client) -> None:
+    failed(http.post(CHAT, json={"messages": user("hi"), "min_tokens": 9, "max_tokens": 8}), 400, param="min_tokens")
+    failed(http.post("/v1/completions", json={"prompt": "hi", "min_tokens": 17}), 400, param="min_tokens")
 
 
 def test_null_is_the_default_of_every_optional_field(http: httpx.Client) -> None:

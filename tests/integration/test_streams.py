@@ -118,6 +118,10 @@ def test_no_part_of_a_stop_string_is_ever_shown(paced_endpoint: Endpoint) -> Non
     assert parts[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def at_least(sampling: Json, min_tokens: int) -> Json:
+    return sampling | {"min_tokens": min(min_tokens, sampling["max_tokens"])}
+
+
 SAMPLING: st.SearchStrategy[Json] = st.fixed_dictionaries(
     {"max_tokens": st.integers(1, 60)},
     optional={
@@ -129,7 +133,6 @@ SAMPLING: st.SearchStrategy[Json] = st.fixed_dictionaries(
         "temperature": st.floats(0, 2),
         "top_p": st.floats(0, 1),
         "top_k": st.integers(-1, 5),
-        "min_tokens": st.integers(0, 70),
         "ignore_eos": st.booleans(),
         "stop": st.lists(st.text(alphabet="abeor .é�", min_size=1, max_size=3), max_size=4),
         "stop_token_ids": st.lists(st.integers(0, 258), max_size=3),
@@ -139,7 +142,7 @@ SAMPLING: st.SearchStrategy[Json] = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sampling=SAMPLING)
+@given(sampling=SAMPLING | st.builds(at_least, SAMPLING, st.integers(0, 60)))
 def test_a_stream_concatenates_to_exactly_the_whole_answer(http: httpx.Client, sampling: Json) -> None:
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     request: Json = {"messages": user("hi"), "logprobs": True, "top_logprobs": 1, **sampling}

@@ -379,6 +379,7 @@ BROKEN: list[tuple[str, str, Alteration]] = [
     ("completions.echo", "no echo", asked("echo", choice(_text("and so on")))),
     ("completions.logprobs", "null", choice(put("logprobs", None))),
     ("completions.logprobs", "wrong places", _completion_logprobs(lambda found: found["text_offset"].reverse())),
+    ("completions.top_logprobs", "none", _completion_logprobs(lambda found: found.update(top_logprobs=None))),
     (
         "completions.echo_logprobs",
         "not of the prompt",

@@ -154,6 +154,7 @@ def test_honours_each_keyword(schema: Any, fits: list[str], misfits: list[str]) 
         ({"dependentRequired": {}}, "dependentRequired", "#"),
         ({"requried": ["a"]}, "requried", "#"),
         ({"type": "string", "format": "regex"}, "format", "#"),
+        ({"type": "string", "format": "e-mail"}, "format", "#"),
         ({"type": "string", "pattern": "(?=a)b"}, "pattern", "#"),
         ({"type": "string", "pattern": "foo", "maxLength": 5000}, "maxLength", "#"),
         ({"type": "number", "multipleOf": 0.01}, "multipleOf", "#"),

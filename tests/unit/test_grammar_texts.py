@@ -15,13 +15,16 @@ from chatfleet.chat.grammar import (
     from_structural_tag,
     is_complete,
     json_object,
+    limits,
     literal,
     matches,
     remaining,
     repeat,
     sequence,
     text_without,
+    to_ebnf,
 )
+from chatfleet.chat.grammar.budget import budget
 from chatfleet.core.errors import InvalidRequest, UnsupportedParameter
 
 TEXTS = ["", "a", "abc", "ab1", "foobarx", "foofoo", "bafoo", "a-b.12", "a.1", "q@x.de", "aé", "x\ny", "A]b", "2024-01"]
@@ -83,6 +86,19 @@ def test_hostile_regexes_are_quick() -> None:
     for pattern in ("(x+x+)+y", "(a|a)*(a|a)*b", "((a{1,1000}){1,1000}){1,1000}", "(a?){64}a{64}"):
         grammar = from_regex(pattern, param="regex")
         assert not matches(grammar, "x" * 50)
+
+
+def test_counts_within_counts_are_printed_once() -> None:
+    with budget("regex"):
+        assert len(to_ebnf(from_regex("(((a{1,100}){1,100}){1,100}){1,100}", param=None))) < 100_000
+        assert len(to_ebnf(from_regex("((f{200}){200}){200}", param=None))) < 100_000
+
+
+def test_printing_is_bounded_as_compiling_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = from_regex("".join(f"(a{n}|b{n}c?){{1,3}}" for n in range(30)), param=None)
+    monkeypatch.setattr(limits, "MAX_COMPILE_STEPS", 60)
+    with budget("regex"), pytest.raises(InvalidRequest, match="60 steps"):
+        to_ebnf(grammar)
 
 
 def test_choices_are_exact() -> None:

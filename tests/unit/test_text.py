@@ -2,13 +2,14 @@
 
 import math
 import re
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatfleet.chat.text import IncrementalText, Logprob, StopStrings, TextDelta, TextRules, TokenText, decode
-from chatfleet.chat.tokenizer import ByteTokenizer
+from chatfleet.chat.tokenizer import ByteTokenizer, Tokenizer
 
 
 class Vocabulary:
@@ -46,9 +47,11 @@ vocabularies = st.builds(
 stop_lists = st.lists(st.one_of(st.text(min_size=1, max_size=4), st.sampled_from(["ab", "aab", "b", "\n"])), max_size=4)
 
 
-def streamed(vocabulary: Vocabulary, batches: list[list[int]], stops: list[str]) -> tuple[list[str], bool]:
+def streamed(
+    vocabulary: Tokenizer, batches: list[list[int]], stops: list[str], min_tokens: int = 0
+) -> tuple[list[str], bool]:
     """The deltas of tokens that come in these batches, and whether a stop string ended them."""
-    text = IncrementalText(vocabulary, TextRules(stops))
+    text = IncrementalText(vocabulary, TextRules(stops, min_tokens=min_tokens))
     deltas = []
     for batch in batches:
         delta = text.feed(batch)
@@ -63,14 +66,14 @@ def streamed(vocabulary: Vocabulary, batches: list[list[int]], stops: list[str])
 def test_a_stream_concatenates_to_the_whole_however_it_is_split(data: st.DataObject) -> None:
     vocabulary = data.draw(vocabularies)
     token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=40))
-    stops = data.draw(stop_lists)
+    stops, min_tokens = data.draw(stop_lists), data.draw(st.integers(0, 9))
     cuts = sorted(data.draw(st.sets(st.integers(0, len(token_ids)), max_size=8)))
     bounds = [0, *cuts, len(token_ids)]
     batches = [token_ids[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
-    whole, stopped_whole = streamed(vocabulary, [token_ids], stops)
-    single, stopped_single = streamed(vocabulary, [[token_id] for token_id in token_ids], stops)
-    split, stopped_split = streamed(vocabulary, batches, stops)
+    whole, stopped_whole = streamed(vocabulary, [token_ids], stops, min_tokens)
+    single, stopped_single = streamed(vocabulary, [[token_id] for token_id in token_ids], stops, min_tokens)
+    split, stopped_split = streamed(vocabulary, batches, stops, min_tokens)
 
     assert "".join(whole) == "".join(single) == "".join(split)
     assert stopped_whole == stopped_single == stopped_split
@@ -152,11 +155,35 @@ def test_logged_tokens_spell_the_text(data: st.DataObject) -> None:
     assert b"".join(token.bytes for token in tokens).decode("utf-8", "replace") == shown
     assert [token.offset for token in tokens] == sorted(token.offset for token in tokens)
     assert all(token.offset <= len(shown) for token in tokens)
+    for token in tokens:
+        with suppress(UnicodeDecodeError):
+            assert shown.startswith(token.bytes.decode(), token.offset)
 
 
 def test_a_sentencepiece_text_loses_its_first_space_only() -> None:
     vocabulary = Vocabulary([b" hello", b" world"], set(), strips_leading_space=True)
     assert decode(vocabulary, [0, 1]) == "hello world"
+
+
+def test_a_stop_string_that_ends_within_the_first_tokens_is_none() -> None:
+    tokenizer = ByteTokenizer()
+
+    def ended(said: str, stops: list[str], min_tokens: int) -> str:
+        deltas, stopped = streamed(tokenizer, [[ord(char)] for char in said], stops, min_tokens)
+        assert stopped
+        return "".join(deltas)
+
+    assert ended("ab-ab", ["ab"], 0) == ""
+    assert ended("ab-ab", ["ab"], 2) == "ab-"
+    assert ended("ab-ab", ["ab"], 1) == ""  # it ends behind them
+    assert ended("abc", ["b", "abc"], 2) == ""
+    assert ended("abcb", ["b", "abd"], 2) == "abc"
+
+
+def test_a_token_stands_behind_the_character_that_it_breaks_off() -> None:
+    text = IncrementalText(ByteTokenizer())
+    delta = text.feed(list("🚢".encode()[:3] + b"a"), [Logprob(0.0)] * 4)
+    assert (delta.text, [token.offset for token in delta.tokens]) == ("�a", [0, 0, 0, 1])
 
 
 def test_stop_strings_are_searched_over_every_seam() -> None:
@@ -193,16 +220,16 @@ def test_a_text_that_is_replayed_goes_on_where_it_was(data: st.DataObject) -> No
     vocabulary = data.draw(vocabularies)
     vocabulary.strips_leading_space = data.draw(st.booleans())
     token_ids = data.draw(st.lists(st.integers(0, vocabulary.vocab_size - 1), max_size=30))
-    stops = data.draw(stop_lists)
+    rules = TextRules(data.draw(stop_lists), min_tokens=data.draw(st.integers(0, 9)))
     logprobs = [Logprob(-position / 7, [(0, -1.0)]) for position in range(len(token_ids))]
     if data.draw(st.booleans()):
         logprobs = None  # type: ignore[assignment]
     cut = data.draw(st.integers(0, len(token_ids)))
-    whole = told(fed(IncrementalText(vocabulary, TextRules(stops)), token_ids, logprobs, to_the_end=True))
+    whole = told(fed(IncrementalText(vocabulary, rules), token_ids, logprobs, to_the_end=True))
 
-    first = IncrementalText(vocabulary, TextRules(stops))
+    first = IncrementalText(vocabulary, rules)
     before = fed(first, token_ids[:cut], logprobs and logprobs[:cut], to_the_end=False)
-    second = IncrementalText(vocabulary, TextRules(stops))
+    second = IncrementalText(vocabulary, rules)
     held = [Logprob(token.logprob, token.top) for token in first.held_tokens()]
     stopped = second.replay(token_ids[:cut], [] if before[-1].stopped else held)
     assert stopped == before[-1].stopped

@@ -53,6 +53,9 @@ def test_tools_can_be_allowed(mode: str) -> None:
     plan = plan_tools(request(tools=tools("f", "g", "h"), tool_choice=choice))
     assert [tool.function.name for tool in plan.tools] == ["g", "h"]
     assert plan.must_call == (mode == "required")
+    assert plan.is_restricted and plan.is_form
+    choice["allowed_tools"]["tools"].append(named("f"))
+    assert not plan_tools(request(tools=tools("f", "g", "h"), tool_choice=choice)).is_restricted
 
 
 def test_functions_are_tools_that_are_called_once() -> None:
@@ -69,6 +72,7 @@ def test_functions_are_tools_that_are_called_once() -> None:
         ({"tool_choice": named("f")}, "tool_choice"),
         ({"parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"function_call": {"name": "f"}}, "function_call"),
+        ({"function_call": "auto"}, "function_call"),
         ({"tools": tools("f", "f")}, "tools"),
         ({"functions": [{"name": "f"}, {"name": "f"}]}, "functions"),
         ({"functions": [{"name": "f"}], "tool_choice": "required"}, "tool_choice"),

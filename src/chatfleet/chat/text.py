@@ -55,25 +55,67 @@ class StopStrings:
         self._stops = tuple(stops)
         self._shows_found = shows_found
         self._held = ""
+        self._shown = 0
 
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Text that can be shown, and whether a stop string was found right behind it."""
+    def feed(self, text: str, *, spared: int = 0) -> tuple[str, bool]:
+        """Text that can be shown, and whether a stop string was found right behind it. One that ends within the first
+        `spared` characters of the whole text is none."""
         if not self._stops:
             return text, False
         buffer = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := buffer.find(stop)) >= 0]
+        first_end = spared - self._shown + 1
+        found = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := buffer.find(stop, max(0, first_end - len(stop)))) >= 0
+        ]
         if found:
             self._held = ""
             end, start = min(found)
             return buffer[: end if self._shows_found else start], True
         keep = max(_overlap(buffer, stop) for stop in self._stops)
         self._held = buffer[len(buffer) - keep :]
+        self._shown += len(buffer) - keep
         return buffer[: len(buffer) - keep], False
 
     def flush(self) -> str:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
+
+
+class CharacterDecoder:
+    """UTF-8 that comes in pieces which may end inside of a character. What is no UTF-8 becomes U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the last piece has ended inside of a character."""
+        return bool(self._decoder.getstate()[0])
+
+    def feed(self, data: bytes) -> tuple[str, str]:
+        """U+FFFD for a character that was begun and does not go on with `data`, else nothing; and the text of `data`,
+        to which a character belongs that ends there."""
+        broken = ""
+        begun = self._decoder.getstate()[0]
+        if begun and data and not _may_go_on(begun + data[:1]):
+            broken = self.finish()
+        return broken, self._decoder.decode(data)
+
+    def finish(self) -> str:
+        """U+FFFD for a character that was begun, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _may_go_on(data: bytes) -> bool:
+    """Whether these bytes are a character, or the beginning of one."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as exc:
+        return exc.reason == "unexpected end of data"
+    return True
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -86,12 +128,13 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """What shows of a request's answers: where stop strings end them, whether what ended one shows itself, and whether
-    control tokens do, all or those of `visible`. `goes_on` says that the text goes on behind another, so that a space
-    at its beginning is one. `by_token` has texts told token by token, `by_character` has it known which tokens at the
-    end are part of a character only."""
+    """What shows of a request's answers: where stop strings end them, though not within the first `min_tokens`, whether
+    what ended one shows itself, and whether control tokens do, all or those of `visible`. `goes_on` says that the text
+    goes on behind another, so that a space at its beginning is one. `by_token` has texts told token by token,
+    `by_character` has it known which tokens at the end are part of a character only."""
 
     stops: Sequence[str] = ()
+    min_tokens: int = 0
     shows_stop: bool = False
     shows_control: bool = False
     visible: frozenset[int] = frozenset()
@@ -114,9 +157,11 @@ class IncrementalText:
         self._tokenizer = tokenizer
         self._rules = rules
         self._stops = StopStrings(rules.stops, shows_found=rules.shows_stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = CharacterDecoder()
         self._strip = tokenizer.strips_leading_space and not rules.goes_on
+        self._taken = 0
         self._decoded = 0
+        self._spared = 0  # characters decoded of the first `min_tokens`
         self._shown = 0
         self._pending: list[tuple[int, TokenText]] = []  # (characters decoded up to its end, token)
         self._unfinished = ""
@@ -127,25 +172,29 @@ class IncrementalText:
         """Add tokens. After a delta with `stopped` nothing may be added."""
         pieces: list[str] = []
         for position, token_id in enumerate(token_ids):
+            self._taken += 1
             if self._rules.hides(token_id, self._tokenizer):
                 self.unfinished_tokens += self.unfinished_tokens > 0
                 continue
             data = self._tokenizer.token_bytes(token_id)
             if self._strip:
                 data, self._strip = data.removeprefix(b" "), False
-            piece = self._decoder.decode(data)
-            pieces.append(self._whole_characters(piece) if self._rules.by_character else piece)
-            offset, self._decoded = self._decoded, self._decoded + len(piece)
+            broken, piece = self._decoder.feed(data)
+            offset = self._decoded + len(broken)
+            self._decoded = offset + len(piece)
+            if self._taken <= self._rules.min_tokens:
+                self._spared = self._decoded
+            pieces.append(self._whole_characters(broken + piece) if self._rules.by_character else broken + piece)
             if logprobs is not None:
                 entry = logprobs[position]
                 token = TokenText(token_id, data, offset, entry.logprob, entry.top)
                 # A token that ends inside of a character waits for the rest of it.
-                self._pending.append((self._decoded + bool(self._decoder.getstate()[0]), token))
+                self._pending.append((self._decoded + self._decoder.is_inside, token))
         return self._show("".join(pieces))
 
     def finish(self) -> TextDelta:
         """The end of generation: what was held back, an unfinished character as U+FFFD."""
-        tail = self._decoder.decode(b"", final=True)
+        tail = self._decoder.finish()
         self._decoded += len(tail)
         tail, self._unfinished = self._unfinished + tail, ""
         delta = self._show(tail)
@@ -182,13 +231,13 @@ class IncrementalText:
     def _whole_characters(self, piece: str) -> str:
         """The text of tokens that end with a whole character: others wait for the rest of it, text and all."""
         piece = self._unfinished + piece
-        is_inside = bool(self._decoder.getstate()[0])
+        is_inside = self._decoder.is_inside
         self.unfinished_tokens = self.unfinished_tokens + 1 if is_inside else 0
         self._unfinished = piece if is_inside else ""
         return "" if is_inside else piece
 
     def _show(self, text: str) -> TextDelta:
-        shown, stopped = self._stops.feed(text)
+        shown, stopped = self._stops.feed(text, spared=self._spared)
         self._shown += len(shown)
         ready = 0
         while ready < len(self._pending) and self._pending[ready][0] <= self._shown:
@@ -198,7 +247,7 @@ class IncrementalText:
         return TextDelta(shown, tokens, stopped)
 
 
-def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The text of whole token ids, control tokens left out."""
-    text = IncrementalText(tokenizer)
+def decode(tokenizer: Tokenizer, token_ids: Sequence[int], *, shows_control: bool = False) -> str:
+    """The text of whole token ids."""
+    text = IncrementalText(tokenizer, TextRules(shows_control=shows_control))
     return text.feed(token_ids).text + text.finish().text

@@ -101,11 +101,18 @@ async def echo(ctx: Context) -> None:
 
 @check("completions.logprobs", "logprobs are of the tokens of the text, with their places", _HERE, "logprobs")
 async def logprobs(ctx: Context) -> None:
-    answer = await ctx.completion(logprobs=2)
+    answer = await ctx.completion(logprobs=0)
     found = _logprobs(answer)
     _must_be_places(found, need_text(_text(answer)), 0)
-    for value, top in zip(found["token_logprobs"], found["top_logprobs"] or [], strict=False):
+    for value in found["token_logprobs"]:
         require(value is not None and value <= 1e-6, f"A log probability is {value}.")
+
+
+@check("completions.top_logprobs", "logprobs 2 gives two alternatives of every token", _HERE, "logprobs")
+async def top_logprobs(ctx: Context) -> None:
+    found = _logprobs(await ctx.completion(logprobs=2))
+    require(found["top_logprobs"], "There are no top_logprobs.")
+    for value, top in zip(found["token_logprobs"], found["top_logprobs"], strict=True):
         require(1 <= len(top) <= 3, f"logprobs is 2, and a token has {len(top)} alternatives.")
         require(max(top.values()) >= value - 1e-4, "The likeliest alternative is less likely than the token itself.")
 

@@ -82,15 +82,15 @@ async def several(ctx: Context) -> None:
     require(indices == {0, 1, 2}, f"n is 3, and the choices have the indices {sorted(indices)}.")
 
 
-@check("stream.logprobs", "logprobs come with the tokens of a stream", "logprobs", "top_logprobs")
+@check("stream.logprobs", "logprobs come with the tokens of a stream", "logprobs")
 async def logprobs(ctx: Context) -> None:
-    chunks = await ctx.chat_stream(logprobs=True, top_logprobs=2)
+    chunks = await ctx.chat_stream(logprobs=True)
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     entries = [
         entry
         for choice in choices
         if (choice.get("logprobs") or {}).get("content")
-        for entry in check_logprobs(choice["logprobs"], 2)
+        for entry in check_logprobs(choice["logprobs"], 0)
     ]
     require(entries, "No chunk has logprobs.")
     text, joined = streamed(chunks).encode(), b"".join(bytes(entry["bytes"] or ()) for entry in entries)

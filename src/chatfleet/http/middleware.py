@@ -19,7 +19,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 _random = random.Random()
 _MAX_IGNORED_CHARS = 1024
-_MAX_IGNORED = 256
+_MAX_NAME_CHARS = 256
 
 
 class RequestIds:
@@ -100,6 +100,9 @@ def new_request_id() -> bytes:
 
 
 def ignored_value(names: Iterable[str]) -> str:
-    """Names as one header value: printable ASCII without commas of their own, bounded."""
-    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_IGNORED_CHARS]) for name in islice(names, _MAX_IGNORED))
-    return ", ".join(safe)[:_MAX_IGNORED_CHARS]
+    """Names as one header value: printable ASCII without commas of their own. Those beyond its bound are `...`."""
+    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_NAME_CHARS]) for name in islice(names, _MAX_IGNORED_CHARS))
+    value = ", ".join(safe)
+    if len(value) <= _MAX_IGNORED_CHARS:
+        return value
+    return value[: value.rindex(",", 0, _MAX_IGNORED_CHARS)] + ", ..."

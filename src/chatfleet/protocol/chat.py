@@ -76,6 +76,8 @@ class ChatMessage(RequestModel):
     def _has_what_its_role_needs(self) -> Self:
         if self.role in ("developer", "system", "user") and self.content is None:
             raise ValueError(f"a {self.role} message needs content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("a tool message needs tool_call_id, the id of the call that it answers")
         if self.tool_calls is not None and self.role != "assistant":
             raise ValueError("only an assistant message has tool_calls")
         return self
@@ -160,7 +162,7 @@ class ChatCompletionRequest(SamplingFields):
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     safety_identifier: str | None = Field(default=None, max_length=64)
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     prompt_cache_options: JsonObject | None = None
     moderation: JsonObject | None = None
     # vLLM's extensions.

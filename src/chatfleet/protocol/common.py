@@ -143,7 +143,7 @@ class SamplingFields(RequestModel):
     # vLLM's extensions.
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     min_p: Number | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: Number | None = Field(default=None, ge=0.01, le=2)
+    repetition_penalty: Number | None = Field(default=None, ge=0.01, le=100)
     min_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
     ignore_eos: bool | None = None
@@ -167,7 +167,9 @@ class SamplingFields(RequestModel):
 
 
 class PromptTokensDetails(WireModel):
-    cached_tokens: int
+    """`cached_tokens` is left out where the engine does not tell."""
+
+    cached_tokens: int = 0
     audio_tokens: int = 0
 
 

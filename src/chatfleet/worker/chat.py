@@ -59,7 +59,7 @@ class ChatCompletions:
         check_choices(n, "n")
         plan = plan_tools(request)
         formats = service.model.formats
-        if plan.tools and formats.tools is None and (formats.parses_tools or plan.must_call or plan.is_strict):
+        if plan.tools and formats.tools is None and (formats.parses_tools or plan.is_form):
             refuse_without_format(plan)
         prompt = await self._render(plan)
         token_ids = self._prompt_token_ids = await service.encode_bounded(prompt, "messages", add_special_tokens=False)

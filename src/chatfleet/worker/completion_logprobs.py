@@ -1,11 +1,10 @@
 """Log probabilities as /v1/completions has them: parallel lists over prompt and completion."""
 
-import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chatfleet.chat.text import TokenText
+from chatfleet.chat.text import CharacterDecoder, TokenText
 from chatfleet.chat.tokenizer import HuggingFaceTokenizer, Tokenizer
 from chatfleet.engines.base import TokenLogprobs
 from chatfleet.protocol.completions import CompletionLogprobs
@@ -17,7 +16,7 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> 
     Control tokens are among them, so that there are as many as the prompt has, and have room only where they are
     written out. A token that begins inside a character begins where that does. Takes some microseconds a token.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = CharacterDecoder()
     strips = tokenizer.strips_leading_space
     tokens: list[TokenText] = []
     at = 0
@@ -29,8 +28,9 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> 
         else:
             if strips:
                 token_bytes, strips = token_bytes.removeprefix(b" "), False
-            piece = decoder.decode(token_bytes)
+            broken, piece = decoder.feed(token_bytes)
             size = len(piece)
+            at += len(broken)
             if not text.startswith(piece, at) and isinstance(tokenizer, HuggingFaceTokenizer):
                 return _as_read(tokenizer, text, token_ids)
         tokens.append(TokenText(token_id, token_bytes, at, math.nan))

@@ -154,7 +154,8 @@ class Completions:
         check_prompt_vocabulary(token_ids, "prompt", service.capabilities)
         if not request.echo:
             return _Prompt(token_ids)
-        echo = given if isinstance(given, str) else decode(tokenizer, given)
+        shows_control = request.skip_special_tokens is False
+        echo = given if isinstance(given, str) else decode(tokenizer, given, shows_control=shows_control)
         if request.logprobs is None:
             return _Prompt(token_ids, echo=echo)
         tokens = await off_loop(len(token_ids), lambda: prompt_tokens(tokenizer, echo, token_ids))

@@ -87,7 +87,8 @@ class Generation:
         self._warm = {job.prompt: asyncio.Event() for job in jobs}
         self.prompt_tokens = sum({job.prompt: len(job.prompt_token_ids) for job in jobs}.values())
         self.completion_tokens = sum(len(job.replay.token_ids) for job in jobs if job.replay is not None)
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
+        """Of the prompts, those that the prefix cache held; None where the engine does not tell."""
         self.replays = {job.index: job.replay for job in jobs if job.replay is not None}
         leaders: set[int] = set()
         runs = [_ending(job.index, job.replay) for job in jobs if job.replay is not None and job.is_over]
@@ -122,8 +123,8 @@ class Generation:
                             used_tokens = len(choice.token_ids)
                             meter.delta(used_tokens, delta.cached_tokens, choice.finish_reason)
                             self.completion_tokens += used_tokens
-                            if leads and delta.cached_tokens:
-                                self.cached_tokens += delta.cached_tokens
+                            if leads and delta.cached_tokens is not None:
+                                self.cached_tokens = (self.cached_tokens or 0) + delta.cached_tokens
                             yield choice
                             if choice.finish_reason is not None:
                                 return

@@ -68,6 +68,11 @@ def sampling_params(
         prompt_logprobs=prompt_logprobs,
         grammar=None if constraint is None else constraint.text,
     )
+    if sampling.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is {sampling.min_tokens}, and the answer may have {max_tokens} tokens at most.",
+            param="min_tokens",
+        )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' needs 'stream' to be true.", param="stream_options")
     if request.prompt_logprobs is not None and request.stream:

@@ -158,6 +158,7 @@ class WorkerService:
         model's own formats are text like any other."""
         return TextRules(
             stops=request.stop_strings(),
+            min_tokens=request.min_tokens or 0,
             shows_stop=bool(request.include_stop_str_in_output),
             shows_control=request.skip_special_tokens is False,
             visible=self.model.visible_token_ids if is_parsed or is_constrained else frozenset(),
@@ -243,11 +244,14 @@ def answer_identity(terms: Terms, prefix: str) -> tuple[str, int]:
 
 
 def usage(generation: Generation, *, reasoning_tokens: int = 0) -> Usage:
+    prompt_details = PromptTokensDetails(audio_tokens=0)
+    if generation.cached_tokens is not None:
+        prompt_details.cached_tokens = generation.cached_tokens
     return Usage(
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.completion_tokens,
         total_tokens=generation.prompt_tokens + generation.completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=generation.cached_tokens, audio_tokens=0),
+        prompt_tokens_details=prompt_details,
         completion_tokens_details=CompletionTokensDetails(
             reasoning_tokens=reasoning_tokens,
             audio_tokens=0,

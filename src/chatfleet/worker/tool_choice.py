@@ -17,18 +17,25 @@ from chatfleet.protocol.chat import (
 @dataclass(frozen=True, slots=True)
 class ToolPlan:
     """What holds for the calls of each choice. `is_legacy` says that the request has `functions`, which allow one call
-    in the older form; `is_named` that it is settled which function is called."""
+    in the older form; `is_named` that it is settled which function is called; `is_restricted` that the request has
+    others, which must not be called."""
 
     tools: tuple[Tool, ...] = ()
     must_call: bool = False
     is_named: bool = False
     one_call: bool = False
     is_legacy: bool = False
+    is_restricted: bool = False
 
     @property
     def is_strict(self) -> bool:
         """Whether arguments have to be what some function's schema says."""
         return any(tool.function.strict for tool in self.tools)
+
+    @property
+    def is_form(self) -> bool:
+        """Whether calls have to be of a form: without one, the model may write whatever it likes."""
+        return self.must_call or self.is_restricted or self.is_strict
 
     @property
     def param(self) -> str:
@@ -51,7 +58,7 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
             if value is not None:
                 raise InvalidRequest(f"'{param}' goes with 'tools', not with 'functions'.", param=param)
         return _plan_functions(request.functions, request.function_call)
-    if request.function_call is not None and (request.tools or request.function_call not in ("none", "auto")):
+    if request.function_call is not None and (request.tools or request.function_call != "none"):
         raise InvalidRequest("'function_call' goes with 'functions'.", param="function_call")
     tools = tuple(request.tools or ())
     choice = request.tool_choice
@@ -70,8 +77,13 @@ def plan_tools(request: ChatCompletionRequest) -> ToolPlan:
         return ToolPlan(named, must_call=True, is_named=True, one_call=True)
     if isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
-        names = [tool.function.name for tool in allowed.tools]
-        return ToolPlan(_chosen(tools, names, "tool_choice"), must_call=allowed.mode == "required", one_call=one_call)
+        chosen = _chosen(tools, [tool.function.name for tool in allowed.tools], "tool_choice")
+        return ToolPlan(
+            chosen,
+            must_call=allowed.mode == "required",
+            one_call=one_call,
+            is_restricted=len(chosen) < len(tools),
+        )
     return ToolPlan(tools, must_call=choice == "required", one_call=one_call)
 
 

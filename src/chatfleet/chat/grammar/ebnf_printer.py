@@ -16,6 +16,7 @@ from typing import Final
 
 from chatfleet.chat.grammar import charsets
 from chatfleet.chat.grammar.automata import components, of_free_text
+from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.factoring import Beginning, Factoring, Label, State, TooManyStates, any_meet
 from chatfleet.chat.grammar.nodes import (
     Alternatives,
@@ -54,6 +55,7 @@ class _Printer:
         self._lines: list[str] = []
         self._helpers: dict[str, str] = {}
         self._factored: dict[Alternatives, list[str]] = {}
+        self._turns_of: dict[Node, list[str]] = {}
 
     def text(self) -> str:
         self._lines.append(f"root ::= {self._alternatives(self._grammar.root)}")
@@ -164,6 +166,7 @@ class _Printer:
         return self._sequence(Sequence(tuple(parts))) if parts else ""
 
     def _item(self, node: Node) -> str:
+        tick()
         match node:
             case Literal(text):
                 return _literal(text)
@@ -212,6 +215,11 @@ class _Printer:
         return " | ".join(f"{option} {behind}".removesuffix(' ""') for option in self._ways_of_a_turn(part))
 
     def _ways_of_a_turn(self, part: Node) -> list[str]:
+        if part not in self._turns_of:
+            self._turns_of[part] = self._new_ways(part)
+        return self._turns_of[part]
+
+    def _new_ways(self, part: Node) -> list[str]:
         options = part.options if isinstance(part, Alternatives) else (part,)
         if len(options) > _MOST_OPTIONS:
             return [self._once(part)]

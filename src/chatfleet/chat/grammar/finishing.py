@@ -107,7 +107,9 @@ def finished(grammar: Grammar, *, param: str | None) -> Grammar:
     root, rules = _without_empty_turns(grammar.root, rules, nullable, param=param)
     grammar = pruned(Grammar(root, rules))
     if grammar.root == NOTHING:
-        raise InvalidRequest("No text can satisfy this: the conditions exclude each other.", param=param)
+        raise InvalidRequest(
+            "No text can satisfy this: its conditions exclude each other, or it never ends.", param=param
+        )
     return grammar
 
 

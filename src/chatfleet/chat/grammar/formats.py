@@ -71,11 +71,10 @@ FORMATS: Final[dict[str, str]] = {
     "uri-reference": rf"({_URI}|{_RELATIVE})",
     "json-pointer": r"(/([^~/\x00-\x1f]|~[01])*)*",
 }
-REFUSED: Final = frozenset(
-    {"idn-email", "idn-hostname", "iri", "iri-reference", "regex", "relative-json-pointer", "uri-template"}
+FORMLESS: Final = frozenset(
+    {"int32", "int64", "float", "double", "password", "binary", "path", "file-path", "directory-path"}
 )
-"""Formats that JSON Schema defines and no grammar here knows. Any other, such as "int32", "binary" or "password", is
-defined by nobody: it says nothing of the value, as draft 2020-12 has it."""
+"""Formats of OpenAPI and pydantic that say what a value is for, and not how it is written."""
 
 
 @cache

@@ -14,7 +14,7 @@ from chatfleet.chat.grammar import limits
 from chatfleet.chat.grammar.automata import TooLarge
 from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.finishing import finished
-from chatfleet.chat.grammar.formats import FORMATS, REFUSED, of_format
+from chatfleet.chat.grammar.formats import FORMATS, FORMLESS, of_format
 from chatfleet.chat.grammar.json_text import FALSE, NULL, TRUE, VALUE, VALUE_RULES, constant
 from chatfleet.chat.grammar.matching import TooManyWays
 from chatfleet.chat.grammar.nodes import (
@@ -318,9 +318,11 @@ class _Compiler(TypeCompiler):
         """Texts in which a pattern is found, or that are of a format."""
         if keyword == "pattern":
             return search(wanted, param=self._param, where=f"`pattern` at {_shown(place)} of the schema")
-        if wanted in REFUSED:
+        if wanted in FORMLESS:
+            return ANY_TEXT
+        if wanted not in FORMATS:
             raise self.refused("format", f"{wanted!r} is not one of {', '.join(sorted(FORMATS))}", place)
-        return of_format(wanted) if wanted in FORMATS else ANY_TEXT
+        return of_format(wanted)
 
     def _of_type(self, name: str, schema: Schema, place: str) -> Node:
         relevant = {key: value for key, value in schema.items() if key in _BY_TYPE.get(name, ())}

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from chatfleet.chat.grammar import limits
 from chatfleet.chat.grammar.automata import intersection, is_empty, of_node
-from chatfleet.chat.grammar.formats import FORMATS, REFUSED
+from chatfleet.chat.grammar.formats import FORMLESS
 from chatfleet.chat.grammar.json_text import COMMA, INTEGER, NUMBER
 from chatfleet.chat.grammar.matching import matches
 from chatfleet.chat.grammar.nodes import (
@@ -50,7 +50,7 @@ class TypeCompiler(Protocol):
 def text_string(compiler: TypeCompiler, schema: Schema, place: str) -> Node:
     languages = [compiler.language("pattern", pattern, place) for pattern in schema.get("patterns", [])]
     for name in schema.get("formats", []):
-        if name in FORMATS or name in REFUSED:
+        if name not in FORMLESS:
             languages.append(compiler.language("format", name, place))
     low, high = schema.get("minLength", 0), schema.get("maxLength")
     if high is not None and low > high:
