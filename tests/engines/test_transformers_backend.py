@@ -11,6 +11,7 @@ from chatfleet.core.errors import ConfigurationError
 from chatfleet.engines.base import RequestRefused
 from chatfleet.worker.model_source import bundled_model_path
 from engines.transformers_models import CONTEXT_LENGTH, Driver, random_prompt, save_model
+from support.suites import quick
 
 KV_TOKEN_BYTES = 3 * 2 * 2 * 16 * 4
 """Layers x keys and values x heads x size x bytes of the tiny model."""
@@ -144,7 +145,7 @@ def test_exact_log_probabilities_do_not_depend_on_the_neighbours(model: Path) ->
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 5}, {"frequency_penalty": 1.0}])
-@pytest.mark.parametrize("given", [1, 7, 23])
+@pytest.mark.parametrize("given", quick(1, [7, 1, 23]))
 def test_an_answer_goes_on_behind_given_tokens(exact: Driver, sampling: dict[str, float], given: int) -> None:
     prompt = random_prompt(30, 3)
     whole = exact.answer(prompt, max_tokens=24, **sampling)

@@ -197,6 +197,7 @@ def test_a_stop_token_that_is_the_only_text_allowed_comes_before_as_many_tokens_
 # --- beside others ---
 
 
+@pytest.mark.long
 def test_requests_with_and_without_grammars_run_beside_each_other(exact: Driver) -> None:
     settings: list[dict[str, Any]] = [
         {},
@@ -248,6 +249,7 @@ def test_a_request_can_be_cancelled_while_its_grammar_is_compiled(model: Path) -
     assert driver.backend.next_step_s() is None and driver.backend.step() == []
 
 
+@pytest.mark.long
 def test_neighbours_get_tokens_while_a_grammar_is_compiled(model: Path) -> None:
     driver = driver_of(model)
     neighbour = driver.add(random_prompt(10), max_tokens=200)

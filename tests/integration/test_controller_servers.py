@@ -262,6 +262,7 @@ def test_a_controller_on_a_passing_port_remembers_nothing(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.long
 def test_a_controller_on_a_port_of_its_own_remembers_by_it(tmp_path: Path) -> None:
     env = {"XDG_STATE_HOME": str(tmp_path)}
     with FakeOpenAI("m") as stranger:

@@ -11,6 +11,7 @@ from support.command import refused, run
 from support.fake_openai import FakeOpenAI
 from support.fleet import beat, until, worker_json, workers
 from support.processes import ControllerProcess
+from support.suites import quick
 from support.terminal import Terminal
 
 KEY = "sk-the-key-of-a-stranger"
@@ -95,19 +96,22 @@ def test_a_server_that_cannot_be_registered_is_one_clear_line(process: Controlle
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (("register", "nonsense"), ("URL", "http://")),
-        (("register", "http://h:1", "--api-key", "a b"), ("--api-key",)),
-        (("register", "http://h:1", "--api-key", KEY, "--api-key-env", "HOME"), ("--api-key", "--api-key-env")),
-        (("register", "http://h:1", "--api-key-env", "NO_SUCH_KEY"), ("NO_SUCH_KEY",)),
-        (("register", "http://h:1", "--model-name", ""), ("--model-name",)),
-        (("register", "http://h:1", "--controller-url", "nonsense"), ("controller",)),
-        (("status", "--fleet-token-file", "/no/such/file"), ("/no/such/file",)),
-        (("controller", "--port", "0", "--host", "0.0.0.0"), ("--host", "0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
-        (("controller", "--port", "0", "--expiry", "5", "--heartbeat-interval", "5"), ("--expiry", "longer")),
-        (("controller", "--port", "0", "--expiry", "0"), ("--expiry",)),
-        (("controller", "--port", "0", "--fleet-token-file", "/no/such/file"), ("/no/such/file",)),
-    ],
+    quick(
+        5,
+        [
+            (("register", "nonsense"), ("URL", "http://")),
+            (("register", "http://h:1", "--api-key", "a b"), ("--api-key",)),
+            (("register", "http://h:1", "--api-key", KEY, "--api-key-env", "HOME"), ("--api-key", "--api-key-env")),
+            (("register", "http://h:1", "--api-key-env", "NO_SUCH_KEY"), ("NO_SUCH_KEY",)),
+            (("register", "http://h:1", "--model-name", ""), ("--model-name",)),
+            (("register", "http://h:1", "--controller-url", "nonsense"), ("controller",)),
+            (("status", "--fleet-token-file", "/no/such/file"), ("/no/such/file",)),
+            (("controller", "--port", "0", "--host", "0.0.0.0"), ("--host", "0.0.0.0", "CHATFLEET_FLEET_TOKEN")),
+            (("controller", "--port", "0", "--expiry", "5", "--heartbeat-interval", "5"), ("--expiry", "longer")),
+            (("controller", "--port", "0", "--expiry", "0"), ("--expiry",)),
+            (("controller", "--port", "0", "--fleet-token-file", "/no/such/file"), ("/no/such/file",)),
+        ],
+    ),
 )
 def test_what_makes_no_sense_is_one_clear_message(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     finished = run(*arguments)

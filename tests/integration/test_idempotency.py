@@ -447,6 +447,7 @@ def test_a_stream_comes_through_another_process_as_it_is_made(processes: RawFlee
     assert len(processes.upstream.calls) == 1
 
 
+@pytest.mark.long
 def test_refusals_come_through_another_process_as_they_are(processes: RawFleet) -> None:
     key = new_key()
     with ExitStack() as stack:

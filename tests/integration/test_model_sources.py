@@ -15,6 +15,7 @@ from support.command import refused, run
 from support.fake_hub import fake_hub
 from support.models import write_safetensors
 from support.processes import WorkerProcess
+from support.suites import quick
 from support.wire import PATIENCE_S, user
 
 QUESTION = {"messages": user("What is the capital of France?"), "temperature": 0}
@@ -130,14 +131,17 @@ def test_a_tokenizer_that_cannot_be_made_says_so_and_leaves_nothing(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [
-        (("--lora", "a", "--max-gpu-memory", "8"), ("--lora", "--max-gpu-memory")),
-        (("--engine", "transformers", "--prompt-lookup"), ("--prompt-lookup", "openvino")),
-        (("--draft-model", "a.gguf", "--prompt-lookup"), ("--draft-model", "--prompt-lookup")),
-        (("--num-assistant-tokens", "0"), ("--num-assistant-tokens",)),
-        (("--weight-format", "int2"), ("--weight-format",)),
-        (("--max-gpu-memory", "0"), ("--max-gpu-memory",)),
-    ],
+    quick(
+        2,
+        [
+            (("--lora", "a", "--max-gpu-memory", "8"), ("--lora", "--max-gpu-memory")),
+            (("--engine", "transformers", "--prompt-lookup"), ("--prompt-lookup", "openvino")),
+            (("--draft-model", "a.gguf", "--prompt-lookup"), ("--draft-model", "--prompt-lookup")),
+            (("--num-assistant-tokens", "0"), ("--num-assistant-tokens",)),
+            (("--weight-format", "int2"), ("--weight-format",)),
+            (("--max-gpu-memory", "0"), ("--max-gpu-memory",)),
+        ],
+    ),
 )
 def test_options_that_do_not_go_together_are_one_clear_message(
     arguments: tuple[str, ...], words: tuple[str, ...]

@@ -73,6 +73,9 @@ TOOLS: Json = {"tools": [{"type": "function", "function": FUNCTION}], "max_token
 FORMAT: Json = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
 
 CASES = {
+    "completion": completion(**USAGE),
+    "echo": completion(prompt=["hi", "é"], n=2, echo=True, logprobs=2, seed=4, temperature=1.5, **USAGE),
+    "completion that stops": completion(stop=["acca"], logprobs=3, **cycle(b"abc"), n=2, **USAGE),
     "json schema": chat(response_format=FORMAT, n=2, seed=1, temperature=1.5, max_tokens=80, logprobs=True, **USAGE),
     "json schema cut off": chat(response_format=FORMAT, max_tokens=9, **USAGE),
     "regex": chat(structured_outputs={"regex": "[aé🚢]{9}"}, **(USAGE | {"max_tokens": 60})),
@@ -98,14 +101,11 @@ CASES = {
     "control tokens": chat(stop=["21x"], logprobs=True, **cycle([256, 49, 258, 50])),
     "stop token": chat(stop_token_ids=[ord("c")], min_tokens=4, logprobs=True, **cycle(b"abc"), **USAGE),
     "one token": chat(max_tokens=1, n=2, **USAGE),
-    "completion": completion(**USAGE),
-    "echo": completion(prompt=["hi", "é"], n=2, echo=True, logprobs=2, seed=4, temperature=1.5, **USAGE),
     "echo without log probabilities": completion(prompt=["hi", "ho"], echo=True, stop=["e"]),
     "prompt of tokens": completion(prompt=[[104, 105, 257], [258]], echo=True, logprobs=1, **USAGE),
     "nothing but echo": completion(prompt=["hi", "ho"], echo=True, logprobs=1, max_tokens=0, **USAGE),
-    "completion that stops": completion(stop=["acca"], logprobs=3, **cycle(b"abc"), n=2, **USAGE),
 }
-cases = pytest.mark.parametrize(("path", "request_body"), CASES.values(), ids=CASES)
+cases = pytest.mark.parametrize(("path", "request_body"), quick(20, CASES.values()), ids=CASES)
 
 
 @cases
@@ -129,7 +129,7 @@ def without_call_ids(data: Sequence[str]) -> list[str]:
     return [re.sub(r'"call_[0-9a-f]{24}"', '"call"', line) for line in data]
 
 
-@pytest.mark.parametrize(("path", "request_body"), quick(12, CASES.values()), ids=CASES)
+@pytest.mark.parametrize(("path", "request_body"), quick(14, CASES.values()), ids=CASES)
 def test_a_stream_that_loses_its_worker_after_every_event_is_the_same(
     workers: list[httpx.Client], path: str, request_body: Json
 ) -> None:

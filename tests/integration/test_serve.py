@@ -389,6 +389,7 @@ def test_one_of_several_models_that_cannot_be_loaded_is_named(tmp_path: Path) ->
     assert "cannot start: what it says above" in finished.stdout
 
 
+@pytest.mark.long
 def test_a_taken_port_is_named_before_anything_starts(small: ServeProcess) -> None:
     port = small.url.rpartition(":")[2]
     finished = run("serve", *SIMULATED, "--port", port)

@@ -106,6 +106,7 @@ def test_an_endpoint_that_goes_down_in_the_middle_is_an_error_and_the_chat_goes_
     assert "Traceback" not in terminal.screen
 
 
+@pytest.mark.long
 def test_a_request_that_is_refused_is_left_out_of_the_conversation(http: httpx.Client) -> None:
     with (
         WorkerProcess("--engine", "simulated", "--context-length", "400") as worker,

@@ -222,6 +222,7 @@ def test_serve_greets_with_https_and_how_to_trust_it(serve: ServeProcess, foreig
     assert f"SSL_CERT_FILE={foreign.certfile}" in serve.output
 
 
+@pytest.mark.long
 def test_chat_knows_the_certificate_of_its_own_fleet(serve: ServeProcess) -> None:
     for arguments in ((), ("--base-url", f"{serve.url}/v1")):
         finished = chat(serve, *arguments)
