@@ -90,7 +90,7 @@ async def logprobs(ctx: Context) -> None:
         entry
         for choice in choices
         if (choice.get("logprobs") or {}).get("content")
-        for entry in check_logprobs(choice["logprobs"], 0)
+        for entry in check_logprobs(choice["logprobs"])
     ]
     require(entries, "No chunk has logprobs.")
     text, joined = streamed(chunks).encode(), b"".join(bytes(entry["bytes"] or ()) for entry in entries)
