@@ -65,7 +65,9 @@ class ChatCompletions:
         token_ids = self._prompt_token_ids = await service.encode_bounded(prompt, "messages", add_special_tokens=False)
         capabilities = service.capabilities
         tools = formats.tools if plan.tools else None
-        opened = formats.reasoning is not None and formats.reasoning.opens_reasoning(prompt)
+        final = request.messages[-1].content if request.continue_final_message else None
+        continued = final if isinstance(final, str) else ""
+        opened = formats.reasoning is not None and formats.reasoning.opens_reasoning(prompt, continued=continued)
         max_tokens = completion_budget(
             prompt_tokens=len(token_ids),
             max_tokens=request.max_completion_tokens or request.max_tokens,

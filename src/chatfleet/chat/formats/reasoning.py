@@ -39,9 +39,12 @@ class ReasoningFormat:
         """Whether a chat template (its source) is one of such a model."""
         return any(all(mark in template for mark in marks) for marks in self.marks)
 
-    def opens_reasoning(self, rendered_prompt: str) -> bool:
-        """Whether the prompt's end has begun the reasoning, so that the answer goes on inside of it."""
-        return rendered_prompt.rstrip().endswith(self.starts)
+    def opens_reasoning(self, rendered_prompt: str, *, continued: str = "") -> bool:
+        """Whether the prompt's end has begun the reasoning, so that the answer goes on inside of it. `continued` is the
+        text of the answer that the prompt ends with."""
+        if rendered_prompt.rstrip().endswith(self.starts):
+            return True
+        return max(map(continued.rfind, self.starts)) > max(map(continued.rfind, self.ends))
 
 
 def _think(name: str, *marks: tuple[str, ...]) -> ReasoningFormat:
