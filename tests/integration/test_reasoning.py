@@ -54,12 +54,16 @@ THOUGHT = asking(structured_outputs={"choice": ["cd"]}, max_tokens=800)
 """What the simulated engine thinks is its own affair; then it says "cd"."""
 
 
-@pytest.mark.parametrize(("begun", "is_thought"), [("<think>\nI should", True), ("<think>Yes.</think>It", False)])
+@pytest.mark.parametrize(
+    ("begun", "is_thought"),
+    [("<think>\nI should", True), ("<think>Yes.</think>It", False), ("The tag <think> is", False)],
+)
 def test_a_thought_in_the_final_message_goes_on(http: httpx.Client, begun: str, is_thought: bool) -> None:
-    messages = [*user("hi"), {"role": "assistant", "content": begun}]
-    answer = http.post(CHAT, json=asking(messages=messages, continue_final_message=True)).json()
-    message = answer["choices"][0]["message"]
-    assert bool(message.get("reasoning_content")) == is_thought and bool(message["content"]) != is_thought
+    for content in (begun, [{"type": "text", "text": begun}]):
+        messages = [*user("hi"), {"role": "assistant", "content": content}]
+        answer = http.post(CHAT, json=asking(messages=messages, continue_final_message=True)).json()
+        message = answer["choices"][0]["message"]
+        assert bool(message.get("reasoning_content")) == is_thought and bool(message["content"]) != is_thought
 
 
 def test_the_reasoning_stands_beside_the_content(http: httpx.Client) -> None:

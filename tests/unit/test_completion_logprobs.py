@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from chatfleet.chat.text import IncrementalText, Logprob, TokenText, decode
+from chatfleet.chat.text import IncrementalText, Logprob, TextRules, TokenText, decode
 from chatfleet.chat.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from chatfleet.engines.base import TokenLogprobs
 from chatfleet.worker.completion_logprobs import (
@@ -64,14 +64,17 @@ def test_a_prompts_tokens_stand_where_their_text_begins(text: str, bpe: HuggingF
         assert not of_token or unicodedata.normalize("NFC", of_text).startswith(of_token), (of_text, of_token)
 
 
-@given(token_ids=st.lists(st.integers(0, 399), max_size=40))
-def test_so_do_those_of_a_prompt_of_any_token_ids(token_ids: list[int], bpe: HuggingFaceTokenizer) -> None:
-    text = decode(bpe, token_ids)
-    tokens = prompt_tokens(bpe, text, token_ids)
+@given(token_ids=st.lists(st.integers(0, 399), max_size=40), shows_control=st.booleans())
+def test_so_do_those_of_a_prompt_of_any_token_ids(
+    token_ids: list[int], shows_control: bool, bpe: HuggingFaceTokenizer
+) -> None:
+    text = decode(bpe, token_ids, shows_control=shows_control)
+    tokens = prompt_tokens(bpe, text, token_ids, shows_control=shows_control)
     assert len(tokens) == len(token_ids)
-    grown = IncrementalText(bpe)
+    grown = IncrementalText(bpe, TextRules(shows_control=shows_control))
     said = grown.feed(token_ids, [Logprob(0.0)] * len(token_ids)).tokens + grown.finish().tokens
-    assert [token.offset for token in tokens if not bpe.is_special(token.token_id)] == [t.offset for t in said]
+    shown = [token for token in tokens if shows_control or not bpe.is_special(token.token_id)]
+    assert [token.offset for token in shown] == [token.offset for token in said]
 
 
 @given(text=texts.filter(lambda text: "<|" not in text))
@@ -88,6 +91,16 @@ def test_control_tokens_have_room_where_they_are_written_out_and_nowhere_else() 
     added, written = (prompt_tokens(sentencepiece, text, [3, 1, 2]) for text in ("ab", "<s>ab"))
     assert [(token.text, token.offset) for token in added] == [("<s>", 0), ("a", 0), ("b", 1)]
     assert [(token.text, token.offset) for token in written] == [("<s>", 0), ("a", 3), ("b", 4)]
+
+
+def test_control_tokens_of_a_prompt_of_token_ids_are_written_out_on_request() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"▁": 0, "▁hi": 1}, merges=[]))
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    sentencepiece = HuggingFaceTokenizer(tokenizer, eos_token_ids=[])
+    text = decode(sentencepiece, [2, 1], shows_control=True)
+    shown = prompt_tokens(sentencepiece, text, [2, 1], shows_control=True)
+    assert text == "<s> hi" and [(token.text, token.offset) for token in shown] == [("<s>", 0), (" hi", 3)]
 
 
 def token(text: str, logprob: float, offset: int = 0) -> TokenText:

@@ -56,6 +56,20 @@ def test_the_bundled_model_writes_calls_as_hermes_and_does_not_reason() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "continued", "opened"),
+    [
+        ("qwen3", "<think>\nI should", True),
+        ("qwen3", "<think>a</think> and the <think> tag", False),
+        ("qwen3", "The tag <think> marks", False),
+        ("openai_gptoss", "<|channel|>analysis<|message|>We", True),
+        ("openai_gptoss", "<|channel|>analysis<|message|>We<|end|>", False),
+    ],
+)
+def test_knows_whether_the_answer_that_goes_on_is_in_its_reasoning(name: str, continued: str, opened: bool) -> None:
+    assert REASONING_FORMATS[name].opens_reasoning(f"prompt {continued}", continued=continued) is opened
+
+
+@pytest.mark.parametrize(
     ("name", "prompt", "opened"),
     [
         ("deepseek_r1", "<｜User｜>Hi<｜Assistant｜><think>\n", True),

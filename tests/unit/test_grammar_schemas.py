@@ -81,6 +81,12 @@ KEYWORDS: list[tuple[Any, list[str], list[str]]] = [
     ({"allOf": [{"enum": [1, 2.0, True]}, {"enum": [2, 1.0]}]}, ["1", "2"], ["true"]),
     ({"type": "string", "format": "int32"}, ['"any"'], ["1"]),
     (
+        {"type": "string", "format": "uuid4"},
+        ['"f81d4fae-7dec-41d0-8765-00a0c91e6bf6"'],
+        ['"f81d4fae-7dec-11d0-8765-00a0c91e6bf6"', '"f81d4fae-7dec-41d0-0765-00a0c91e6bf6"'],
+    ),
+    ({"type": "string", "format": "ipvanyaddress"}, ['"1.2.3.4"', '"::1"'], ['"1.2.3"']),
+    (
         {"$id": "http://a.b/r", "$ref": "http://a.b/r#/$defs/s", "$defs": {"s": {"$id": "s", "type": "null"}}},
         ["null"],
         ["1"],

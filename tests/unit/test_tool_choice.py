@@ -53,7 +53,7 @@ def test_tools_can_be_allowed(mode: str) -> None:
     plan = plan_tools(request(tools=tools("f", "g", "h"), tool_choice=choice))
     assert [tool.function.name for tool in plan.tools] == ["g", "h"]
     assert plan.must_call == (mode == "required")
-    assert plan.is_restricted and plan.is_form
+    assert plan.is_restricted and plan.is_enforced
     choice["allowed_tools"]["tools"].append(named("f"))
     assert not plan_tools(request(tools=tools("f", "g", "h"), tool_choice=choice)).is_restricted
 

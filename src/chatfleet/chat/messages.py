@@ -28,7 +28,7 @@ def _template_message(message: ChatMessage, path: str, knows_developer: bool) ->
     role = _ROLES.get(message.role, message.role)
     if role == "developer" and not knows_developer:
         role = "system"
-    rendered: dict[str, Any] = {"role": role, "content": _text(message, path)}
+    rendered: dict[str, Any] = {"role": role, "content": message_text(message, path)}
     if message.audio is not None:
         raise UnsupportedParameter("This model takes text only, and has answered no audio.", param=f"{path}.audio")
     if message.name is not None:
@@ -53,7 +53,8 @@ def _template_message(message: ChatMessage, path: str, knows_developer: bool) ->
     return rendered
 
 
-def _text(message: ChatMessage, path: str) -> str:
+def message_text(message: ChatMessage, path: str) -> str:
+    """The text that a template gets. Raises UnsupportedParameter for what is no text; `path` is the message's own."""
     if message.content is None:
         return message.refusal or ""
     if isinstance(message.content, str):

@@ -248,6 +248,6 @@ class IncrementalText:
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int], *, shows_control: bool = False) -> str:
-    """The text of whole token ids."""
+    """The text of whole token ids; that of control tokens only with `shows_control`."""
     text = IncrementalText(tokenizer, TextRules(shows_control=shows_control))
     return text.feed(token_ids).text + text.finish().text

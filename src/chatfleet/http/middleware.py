@@ -4,7 +4,6 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable
-from itertools import islice
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -19,7 +18,6 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 _random = random.Random()
 _MAX_IGNORED_CHARS = 1024
-_MAX_NAME_CHARS = 256
 
 
 class RequestIds:
@@ -100,9 +98,13 @@ def new_request_id() -> bytes:
 
 
 def ignored_value(names: Iterable[str]) -> str:
-    """Names as one header value: printable ASCII without commas of their own. Those beyond its bound are `...`."""
-    safe = (re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[:_MAX_NAME_CHARS]) for name in islice(names, _MAX_IGNORED_CHARS))
-    value = ", ".join(safe)
-    if len(value) <= _MAX_IGNORED_CHARS:
-        return value
-    return value[: value.rindex(",", 0, _MAX_IGNORED_CHARS)] + ", ..."
+    """Names as one header value: printable ASCII without commas of their own. Where there is no room for more, it ends
+    with `...`."""
+    value = ""
+    for name in names:
+        shown = re.sub(r"[^\x21-\x2b\x2d-\x7e]", "?", name[: _MAX_IGNORED_CHARS + 1]) or "?"
+        longer = f"{value}, {shown}" if value else shown
+        if len(longer) > _MAX_IGNORED_CHARS:
+            return f"{value}, ..." if value else "..."
+        value = longer
+    return value

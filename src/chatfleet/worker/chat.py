@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from chatfleet.chat.formats import make_parser
+from chatfleet.chat.messages import message_text
 from chatfleet.chat.text import IncrementalText, TextRules, TokenText
 from chatfleet.chat.tokenizer import Tokenizer
 from chatfleet.core.errors import InvalidRequest
@@ -59,14 +60,15 @@ class ChatCompletions:
         check_choices(n, "n")
         plan = plan_tools(request)
         formats = service.model.formats
-        if plan.tools and formats.tools is None and (formats.parses_tools or plan.is_form):
+        if plan.tools and formats.tools is None and (formats.parses_tools or plan.is_enforced):
             refuse_without_format(plan)
         prompt = await self._render(plan)
         token_ids = self._prompt_token_ids = await service.encode_bounded(prompt, "messages", add_special_tokens=False)
         capabilities = service.capabilities
         tools = formats.tools if plan.tools else None
-        final = request.messages[-1].content if request.continue_final_message else None
-        continued = final if isinstance(final, str) else ""
+        final = request.messages[-1]
+        continues = request.continue_final_message and final.role == "assistant"
+        continued = message_text(final, "messages") if continues else ""
         opened = formats.reasoning is not None and formats.reasoning.opens_reasoning(prompt, continued=continued)
         max_tokens = completion_budget(
             prompt_tokens=len(token_ids),

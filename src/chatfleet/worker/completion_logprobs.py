@@ -10,11 +10,14 @@ from chatfleet.engines.base import TokenLogprobs
 from chatfleet.protocol.completions import CompletionLogprobs
 
 
-def prompt_tokens(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> list[TokenText]:
+def prompt_tokens(
+    tokenizer: Tokenizer, text: str, token_ids: Sequence[int], *, shows_control: bool = False
+) -> list[TokenText]:
     """A prompt's tokens in their places of `text`, the prompt as it is shown. Log probabilities are not known yet: NaN.
 
     Control tokens are among them, so that there are as many as the prompt has, and have room only where they are
-    written out. A token that begins inside a character begins where that does. Takes some microseconds a token.
+    written out; `shows_control` says that all are. A token that begins inside a character begins where that does.
+    Takes some microseconds a token.
     """
     decoder = CharacterDecoder()
     strips = tokenizer.strips_leading_space
@@ -22,7 +25,7 @@ def prompt_tokens(tokenizer: Tokenizer, text: str, token_ids: Sequence[int]) -> 
     at = 0
     for token_id in token_ids:
         token_bytes = tokenizer.token_bytes(token_id)
-        if tokenizer.is_special(token_id):
+        if tokenizer.is_special(token_id) and not shows_control:
             written = token_bytes.decode("utf-8", "replace")
             size = len(written) if text.startswith(written, at) else 0
         else:

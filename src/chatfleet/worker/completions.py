@@ -154,11 +154,13 @@ class Completions:
         check_prompt_vocabulary(token_ids, "prompt", service.capabilities)
         if not request.echo:
             return _Prompt(token_ids)
-        shows_control = request.skip_special_tokens is False
+        shows_control = request.skip_special_tokens is False and not isinstance(given, str)
         echo = given if isinstance(given, str) else decode(tokenizer, given, shows_control=shows_control)
         if request.logprobs is None:
             return _Prompt(token_ids, echo=echo)
-        tokens = await off_loop(len(token_ids), lambda: prompt_tokens(tokenizer, echo, token_ids))
+        tokens = await off_loop(
+            len(token_ids), lambda: prompt_tokens(tokenizer, echo, token_ids, shows_control=shows_control)
+        )
         return _Prompt(token_ids, echo=echo, tokens=tokens)
 
     def _sampling(self, prompt: _Prompt, constraint: Constraint | None) -> SamplingParams:

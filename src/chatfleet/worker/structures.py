@@ -58,7 +58,7 @@ class Structures:
         Raises InvalidRequest for what no grammar can say, UnsupportedParameter where the engine takes none.
         """
         wanted = wanted_structure(request)
-        if wanted is None and not plan.is_form:
+        if wanted is None and not plan.is_enforced:
             return None
         syntax = capabilities.grammar_syntax
         if syntax is None:

@@ -33,8 +33,8 @@ class ToolPlan:
         return any(tool.function.strict for tool in self.tools)
 
     @property
-    def is_form(self) -> bool:
-        """Whether calls have to be of a form: without one, the model may write whatever it likes."""
+    def is_enforced(self) -> bool:
+        """Whether a grammar has to see to it who is called, or with what."""
         return self.must_call or self.is_restricted or self.is_strict
 
     @property

@@ -44,7 +44,9 @@ class ReasoningFormat:
         text of the answer that the prompt ends with."""
         if rendered_prompt.rstrip().endswith(self.starts):
             return True
-        return max(map(continued.rfind, self.starts)) > max(map(continued.rfind, self.ends))
+        begun = continued.lstrip()
+        start = next((start for start in self.starts if begun.startswith(start)), None)
+        return start is not None and not any(end in begun[len(start) :] for end in self.ends)
 
 
 def _think(name: str, *marks: tuple[str, ...]) -> ReasoningFormat:

@@ -57,6 +57,15 @@ _RELATIVE: Final = (
     rf"|{_QUERY}({_FRAGMENT})?|{_FRAGMENT})"
 )
 
+
+_HEX: Final = "[0-9a-fA-F]"
+
+
+def _uuid(version: int) -> str:
+    """As RFC 9562 has it."""
+    return f"{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}"
+
+
 FORMATS: Final[dict[str, str]] = {
     "date": _DATE,
     "time": _CLOCK + _ZONE,
@@ -66,7 +75,9 @@ FORMATS: Final[dict[str, str]] = {
     "hostname": _HOSTNAME,
     "ipv4": _IPV4,
     "ipv6": _IPV6,
-    "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
+    "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
+    **{f"uuid{version}": _uuid(version) for version in (1, 3, 4, 5, 6, 7, 8)},
+    "ipvanyaddress": f"({_IPV4}|{_IPV6})",
     "uri": _URI,
     "uri-reference": rf"({_URI}|{_RELATIVE})",
     "json-pointer": r"(/([^~/\x00-\x1f]|~[01])*)*",
@@ -74,7 +85,7 @@ FORMATS: Final[dict[str, str]] = {
 FORMLESS: Final = frozenset(
     {"int32", "int64", "float", "double", "password", "binary", "path", "file-path", "directory-path"}
 )
-"""Formats of OpenAPI and pydantic that say what a value is for, and not how it is written."""
+"""Some of OpenAPI and pydantic: they say what a value is for, and not how it is written."""
 
 
 @cache
