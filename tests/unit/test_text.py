@@ -249,6 +249,13 @@ class Halves(ByteTokenizer):
         return b" \xf0\x9f" if token_id == 300 else super().token_bytes(token_id)
 
 
+def test_where_grammars_go_on_tokens_of_an_unfinished_character_are_not_held() -> None:
+    text = IncrementalText(ByteTokenizer(), TextRules(["ab!"], by_character=True))
+    control, half = 256, "é".encode()[0]
+    text.feed([97, 98, half, control], [Logprob(0.0)] * 4)
+    assert text.unfinished_tokens == 2 and [token.bytes for token in text.held_tokens()] == [b"a", b"b"]
+
+
 def test_where_grammars_go_on_a_token_shows_when_its_last_character_is_whole() -> None:
     text = IncrementalText(Halves(), TextRules(by_character=True))
     assert text.feed([97]).text == "a" and text.unfinished_tokens == 0

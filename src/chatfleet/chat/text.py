@@ -4,6 +4,7 @@ One state machine serves streamed and whole answers, so that a stream concatenat
 """
 
 import codecs
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -225,8 +226,10 @@ class IncrementalText:
         return self.feed(tail, logprobs if held else None).stopped
 
     def held_tokens(self) -> list[TokenText]:
-        """Tokens with log probabilities that have to come out yet."""
-        return [token for _, token in self._pending]
+        """Tokens with log probabilities that have to come out yet. Where the rules go by character, those of an
+        unfinished one are not among them."""
+        shown_by = self._decoded if self._rules.by_character else math.inf
+        return [token for end, token in self._pending if end <= shown_by]
 
     def _whole_characters(self, piece: str) -> str:
         """The text of tokens that end with a whole character: others wait for the rest of it, text and all."""

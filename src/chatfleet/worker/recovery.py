@@ -57,8 +57,8 @@ class RecoveryLines:
         self._unsaid: dict[int, _Unsaid] = {}
 
     def consumed(self, index: int, token_ids: Sequence[int], held: Sequence[TokenText], unfinished: int = 0) -> None:
-        """A choice has come on by these tokens; `held` are all that have to show yet with their log probabilities, and
-        the last `unfinished` ones end inside of a character, where nobody may go on."""
+        """A choice has come on by these tokens, of which the last `unfinished` end inside of a character, where nobody
+        may go on; `held` are all before those that have to show yet with their log probabilities."""
         unsaid = self._unsaid.get(index)
         if unsaid is None:
             unsaid = self._unsaid[index] = _Unsaid()
@@ -75,9 +75,8 @@ class RecoveryLines:
             for token_id in unsaid.token_ids[:said]:
                 line += f",{token_id}"
             del unsaid.token_ids[:said]
-            tokens = unsaid.held[: len(unsaid.held) - kept]
-            if finish_reason is None and tokens:
-                held = [PendingLogprob(token.token_id, token.logprob, list(token.top)) for token in tokens]
+            if finish_reason is None and unsaid.held:
+                held = [PendingLogprob(token.token_id, token.logprob, list(token.top)) for token in unsaid.held]
                 line += f" {_encode_held(held).decode()}"
         if finish_reason is not None:
             line += f" {finish_reason}"
