@@ -1,11 +1,12 @@
 """Deterministic automata over characters: what several conditions on one text leave, and text without some strings."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from chatfleet.chat.grammar import charsets, limits
+from chatfleet.chat.grammar.components import components
 from chatfleet.chat.grammar.free_text import free_text_edges
 from chatfleet.chat.grammar.matching import Matcher, TooManyWays
 from chatfleet.chat.grammar.nodes import (
@@ -175,7 +176,9 @@ def to_node(
     solved: dict[int, Node] = {}
     depths: dict[int, int] = {}
     rules: dict[str, Node] = {}
-    for component in components([[target for _, target in row] for row in automaton.edges]):
+    leads_to = {state: [target for _, target in row] for state, row in enumerate(automaton.edges)}
+    for found in components(leads_to, roots=[0]):
+        component = found[::-1]  # solved from its last-found state on
         inside = set(component)
         rows: dict[int, dict[int, Node]] = {}
         ends: dict[int, Node] = {}
@@ -217,37 +220,3 @@ def _solution(component: list[int], rows: dict[int, dict[int, Node]], ends: dict
     for state in reversed(component):
         result[state] = choice([ends[state], *(join([node, result[target]]) for target, node in rows[state].items())])
     return result
-
-
-def components(leads_to: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Strongly connected components of what 0 leads to, each behind those that it leads to, its last-found states
-    first (Tarjan, 1972)."""
-    index: dict[int, int] = {}
-    low: dict[int, int] = {}
-    stack: list[int] = []
-    on_stack: set[int] = set()
-    found: list[list[int]] = []
-    work: list[tuple[int, int]] = [(0, 0)]
-    while work:
-        state, place = work.pop()
-        if place == 0:
-            index[state] = low[state] = len(index)
-            stack.append(state)
-            on_stack.add(state)
-        targets = leads_to[state]
-        if place:
-            low[state] = min(low[state], low[targets[place - 1]]) if targets[place - 1] in on_stack else low[state]
-        for number in range(place, len(targets)):
-            target = targets[number]
-            if target not in index:
-                work += [(state, number + 1), (target, 0)]
-                break
-            if target in on_stack:
-                low[state] = min(low[state], index[target])
-        else:
-            if low[state] == index[state]:
-                cut = stack.index(state)
-                found.append(stack[cut:][::-1])
-                on_stack -= set(stack[cut:])
-                del stack[cut:]
-    return found

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from chatfleet.chat.grammar import charsets
-from chatfleet.chat.grammar.automata import components, of_free_text
+from chatfleet.chat.grammar.automata import of_free_text
 from chatfleet.chat.grammar.budget import tick
+from chatfleet.chat.grammar.components import components
 from chatfleet.chat.grammar.factoring import Beginning, Factoring, Label, State, TooManyStates, any_meet
 from chatfleet.chat.grammar.nodes import (
     Alternatives,
@@ -94,12 +95,13 @@ class _Printer:
             return [self._apart(self._sequence(option)) for option in node.options]
         options: list[str] = []
         names: dict[int, str] = {}
-        for component in components([[target for _, target in state.edges] for state in states]):
-            is_circle = len(component) > 1 or component[0] in {target for _, target in states[component[0]].edges}
+        leads_to = {number: [target for _, target in state.edges] for number, state in enumerate(states)}
+        for component in components(leads_to):
+            is_circle = len(component) > 1 or component[0] in leads_to[component[0]]
             if is_circle:
-                for number in component:
+                for number in reversed(component):
                     names[number] = self._new_name()
-            for number in component:
+            for number in reversed(component):
                 options = self._state(states[number], names)
                 body = " | ".join(options)
                 if is_circle:
@@ -261,8 +263,9 @@ class _Printer:
             rest = 0
         for _ in range(rest):
             behind = self._helper(self._turns(part, behind))
+        block = self._block(part) if blocks else ""
         for _ in range(blocks):
-            behind = self._helper(f"{self._block(part)} {behind}".removesuffix(' ""'))
+            behind = self._helper(f"{block} {behind}".removesuffix(' ""'))
         return behind
 
     def _up_to(self, part: Node, count: int, end: str) -> str:
@@ -272,8 +275,9 @@ class _Printer:
         for _ in range(min(count, _BLOCK)):
             ends.append(self._helper(f"{self._turns(part, ends[-1])} | {end}"))
         name = ends[count - blocks * _BLOCK]
+        block = self._block(part) if blocks else ""
         for _ in range(blocks):
-            name = self._helper(f"{self._block(part)} {name} | {ends[_BLOCK - 1]}")
+            name = self._helper(f"{block} {name} | {ends[_BLOCK - 1]}")
         return name
 
 

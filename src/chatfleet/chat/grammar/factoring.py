@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chatfleet.chat.grammar import charsets, limits
-from chatfleet.chat.grammar.finishing import nullable_rules
+from chatfleet.chat.grammar.finishing import nullable_rules, recursive_rules
 from chatfleet.chat.grammar.free_text import free_text_edges
 from chatfleet.chat.grammar.matching import Frame, Matcher
 from chatfleet.chat.grammar.nodes import (
@@ -24,7 +24,6 @@ from chatfleet.chat.grammar.nodes import (
     Repeat,
     Token,
     is_nullable,
-    references,
 )
 from chatfleet.chat.grammar.nodes import Sequence as Parts
 
@@ -83,7 +82,7 @@ class Factoring:
     def __init__(self, grammar: Grammar) -> None:
         self._rules = grammar.rules
         self._nullable = nullable_rules(grammar.rules)
-        self.recursive: Final = _recursive_rules(grammar.rules)
+        self.recursive: Final = recursive_rules(grammar.rules)
         self._known: dict[str, Beginning] = {}
 
     def beginning(self, node: Node) -> Beginning:
@@ -250,20 +249,3 @@ def _together(beginnings: Iterable[Beginning]) -> Beginning:
     for beginning in beginnings:
         together |= beginning
     return together
-
-
-def _recursive_rules(rules: Mapping[str, Node]) -> frozenset[str]:
-    """Rules that reach themselves."""
-    needs = {name: set(references(body)) for name, body in rules.items()}
-    result = set()
-    for name in rules:
-        seen: set[str] = set()
-        pending = list(needs[name])
-        while pending:
-            current = pending.pop()
-            if current not in seen:
-                seen.add(current)
-                pending.extend(needs[current])
-        if name in seen:
-            result.add(name)
-    return frozenset(result)

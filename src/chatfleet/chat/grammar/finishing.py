@@ -1,9 +1,10 @@
 """What makes any rules a grammar that engines take: no rule without a text, none unreachable, no left recursion."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from chatfleet.chat.grammar.budget import tick
+from chatfleet.chat.grammar.components import circles, components
 from chatfleet.chat.grammar.nodes import (
     NOTHING,
     Alternatives,
@@ -91,6 +92,12 @@ def nullable_rules(rules: Mapping[str, Node]) -> dict[str, bool]:
     return _that_hold(rules, is_nullable)
 
 
+def recursive_rules(rules: Mapping[str, Node]) -> frozenset[str]:
+    """Rules that reach themselves."""
+    uses = {name: references(body) for name, body in rules.items()}
+    return frozenset(name for circle in circles(uses) for name in circle)
+
+
 def finished(grammar: Grammar, *, param: str | None) -> Grammar:
     """The grammar without useless rules and left recursion. Raises InvalidRequest where it cannot be had, and where
     no text is left."""
@@ -122,11 +129,9 @@ def _without_unit_cycles(grammar: Grammar) -> Grammar:
     """Rules that stand for each other in a circle are one rule, which has all their options."""
     units = {name: _unit_names(body) for name, body in grammar.rules.items()}
     first_of: dict[str, str] = {}
-    for component in components(units):
-        inside = set(component)
-        if len(component) > 1 or component[0] in units[component[0]]:
-            first = next(name for name in grammar.rules if name in inside) if len(component) > 1 else component[0]
-            first_of |= dict.fromkeys(component, first)
+    for circle in circles(units):
+        inside = set(circle)
+        first_of |= dict.fromkeys(circle, next(name for name in grammar.rules if name in inside))
     if not first_of:
         return grammar
 
@@ -189,10 +194,9 @@ def _first_rules(node: Node, nullable: Mapping[str, bool]) -> list[str]:
 
 def _circle(edges: Mapping[str, list[str]]) -> list[str] | None:
     """A way along the edges from a rule to itself."""
-    circles = [part for part in components(edges) if len(part) > 1 or part[0] in edges[part[0]]]
-    if not circles:
+    inside = {name for circle in circles(edges) for name in circle}
+    if not inside:
         return None
-    inside = {name for part in circles for name in part}
     start = next(name for name in edges if name in inside)
     come_from: dict[str, str] = {}
     pending = [start]
@@ -214,8 +218,7 @@ def _without_empty_turns(
     root: Node, rules: Mapping[str, Node], nullable: Mapping[str, bool], *, param: str | None
 ) -> tuple[Node, dict[str, Node]]:
     """Repetitions of rules that may be empty, with the rule's own text in their place."""
-    uses = {name: references(body) for name, body in rules.items()}
-    recursive = {name for part in components(uses) for name in part if len(part) > 1 or name in uses[name]}
+    recursive = recursive_rules(rules)
     inlined: dict[str, Node] = {}
 
     def replace(node: Node) -> Node | None:
@@ -237,41 +240,3 @@ def _without_empty_turns(
         return inlined[node.name]
 
     return rewritten(root, replace), {name: rewritten(body, replace) for name, body in rules.items()}
-
-
-def components(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Strongly connected components, each behind those that its edges lead to (Tarjan, 1972)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    on_stack: set[str] = set()
-    found: list[list[str]] = []
-    for root in edges:
-        if root in index:
-            continue
-        work = [(root, iter(edges[root]))]
-        while work:
-            name, targets = work[-1]
-            tick()
-            if name not in index:
-                index[name] = low[name] = len(index)
-                stack.append(name)
-                on_stack.add(name)
-            for target in targets:
-                if target not in index:
-                    work.append((target, iter(edges.get(target, ()))))
-                    break
-                if target in on_stack:
-                    low[name] = min(low[name], index[target])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[name])
-                if low[name] == index[name]:
-                    cut = len(stack) - 1
-                    while stack[cut] != name:
-                        cut -= 1
-                    found.append(stack[cut:])
-                    on_stack -= set(stack[cut:])
-                    del stack[cut:]
-    return found
