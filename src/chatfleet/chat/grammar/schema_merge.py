@@ -41,6 +41,18 @@ def canonical(value: Any) -> str:
     return json.dumps(plain(value), sort_keys=True)
 
 
+class Constants:
+    """Lists of constants as sets of their canonical texts, each made once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[list[Any], frozenset[str]]] = {}  # with the list, so that its id stays its own
+
+    def of(self, values: list[Any]) -> frozenset[str]:
+        if id(values) not in self._known:
+            self._known[id(values)] = values, frozenset(map(canonical, values))
+        return self._known[id(values)][1]
+
+
 def listed(schema: Schema) -> Schema:
     """The schema with the keywords of `_LISTED` as lists, and `const` as an `enum`."""
     result = {name: value for name, value in schema.items() if name not in _LISTED and name != "const"}
@@ -152,12 +164,12 @@ class Exclusion:
 
     def __init__(self, resolve: Callable[[Any], Any]) -> None:
         self._resolve = resolve
-        self._constants: dict[int, tuple[list[Any], frozenset[str]]] = {}
+        self._constants = Constants()
 
     def overlap(self, schemas: list[Schema]) -> bool:
         """Whether some two of the schemas may have a value in common."""
         taken: set[str] = set()
-        for constants in (self._constants_of(schema) for schema in schemas if "enum" in schema):
+        for constants in (self._constants.of(schema["enum"]) for schema in schemas if "enum" in schema):
             if taken & constants:
                 return True
             taken |= constants
@@ -169,16 +181,10 @@ class Exclusion:
         )
         return not all(self._exclude(one, other, 0) for one, other in pairs)
 
-    def _constants_of(self, schema: Schema) -> frozenset[str]:
-        values = schema["enum"]
-        if id(values) not in self._constants:
-            self._constants[id(values)] = values, frozenset(map(canonical, values))
-        return self._constants[id(values)][1]
-
     def _exclude(self, one: Schema, other: Schema, depth: int) -> bool:
         tick()
         if "enum" in one and "enum" in other:
-            return self._constants_of(one).isdisjoint(self._constants_of(other))
+            return self._constants.of(one["enum"]).isdisjoint(self._constants.of(other["enum"]))
         if "enum" in other:
             one, other = other, one
         left = {type_of(value) for value in one["enum"]} if "enum" in one else types_of(one)

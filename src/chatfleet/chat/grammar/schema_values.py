@@ -9,7 +9,7 @@ from chatfleet.chat.grammar.automata import Automaton, TooLarge, of_node
 from chatfleet.chat.grammar.budget import tick
 from chatfleet.chat.grammar.matching import matches
 from chatfleet.chat.grammar.nodes import Grammar, Node
-from chatfleet.chat.grammar.schema_merge import Schema, canonical, type_of, types_of
+from chatfleet.chat.grammar.schema_merge import Constants, Schema, canonical, type_of, types_of
 
 _MAX_DEPTH: Final = 200
 
@@ -31,7 +31,7 @@ class Validator:
         self._resolve = resolve
         self._language = language
         self._automata: dict[tuple[str, str], Automaton | Node] = {}
-        self._constants: dict[int, tuple[list[Any], frozenset[str]]] = {}
+        self._constants = Constants()
 
     def fits(self, value: Any, schema: Any, place: str, depth: int = 0) -> bool:
         """Whether `value` validates against a schema as it is written. Raises RecursionError for references that go in
@@ -64,12 +64,7 @@ class Validator:
     def _is_among(self, value: Any, schema: Schema) -> bool:
         if "const" in schema and canonical(value) != canonical(schema["const"]):
             return False
-        if "enum" not in schema:
-            return True
-        known = schema["enum"]
-        if id(known) not in self._constants:
-            self._constants[id(known)] = known, frozenset(map(canonical, known))
-        return canonical(value) in self._constants[id(known)][1]
+        return "enum" not in schema or canonical(value) in self._constants.of(schema["enum"])
 
     def _fits_others(self, value: Any, schema: Schema, place: str, depth: int) -> bool:
         if "$ref" in schema and not self.fits(value, self._resolve(schema["$ref"], place), str(schema["$ref"]), depth):
