@@ -23,8 +23,8 @@ class Header:
 _NO_NAME = re.compile(r"[\s<>\[\]|]")
 
 
-def header_calls(reader: Reader, header: Header) -> Steps[bool]:
-    """Read calls from the section's beginning or the first call's on. Returns whether there was one."""
+def header_calls(reader: Reader, header: Header) -> Steps[None]:
+    """Read calls from the section's beginning or the first call's on."""
     source = reader.source
     opened, closed = header.section
     if opened:
@@ -37,7 +37,6 @@ def header_calls(reader: Reader, header: Header) -> Steps[bool]:
         called = True
     if called and closed and (yield from source.accept(closed)):
         reader.end()
-    return called
 
 
 def header_call(reader: Reader, header: Header) -> Steps[bool]:

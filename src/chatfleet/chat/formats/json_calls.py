@@ -7,12 +7,12 @@ _MEMBERS = ("name", "arguments", "parameters", "type", "function", "id")
 _MAX_NESTING = 4  # {"function": {"name": ...}}, and a bound for what only looks like it
 
 
-def json_calls(reader: Reader, *, close: str = "", known: bool = False, listed: bool = False) -> Steps[bool]:
+def json_calls(reader: Reader, *, close: str = "", known: bool = False, listed: bool = False) -> Steps[None]:
     """Read `{...}`, `[{...}, {...}]` or `{...}; {...}`, and `close` behind it where it is there. `listed` says that
     the list's bracket has been read.
 
     With `known`, for formats in which nothing else tells a call from other JSON, only the functions of the request can
-    be called. Returns whether there was a call; what was read and belongs to none is left in the source's record.
+    be called. What was read and belongs to none is left in the source's record.
     """
     source = reader.source
     called = False
@@ -36,7 +36,6 @@ def json_calls(reader: Reader, *, close: str = "", known: bool = False, listed: 
         yield from source.skip(SPACE + "}")  # weak models close too often
         if (yield from source.accept(close)):
             reader.end()
-    return called
 
 
 def _call(reader: Reader, *, known: bool, depth: int = 0) -> Steps[bool]:

@@ -35,28 +35,28 @@ class Markup:
 _NAME = re.compile(r"[^\s<>{}\[\]]+")
 
 
-def markup_calls(reader: Reader, markup: Markup, tag: str) -> Steps[bool]:
+def markup_calls(reader: Reader, markup: Markup, tag: str) -> Steps[None]:
     """Read one call from `tag` on: `begin`, or what stands before the name where the model forgot `begin`. A call that
-    is a JSON object is taken too. Returns whether there was one."""
+    is a JSON object is taken too."""
     source = reader.source
     yield from source.accept(tag)
     yield from source.skip()
     if tag == markup.begin:
         if (yield from source.peek()) in ("{", "["):
-            return (yield from json_calls(reader, close=markup.end))
+            yield from json_calls(reader, close=markup.end)
+            return
         if not (yield from source.accept(markup.name[0])):
-            return False
+            return
     name = yield from source.word(_NAME)
     if not name or not (yield from _name_ended(source, markup)):
-        return False
+        return
     reader.begin(name)
     if not (yield from _arguments(reader, markup, _properties(reader.functions.get(name)))):
-        return True
+        return
     for end in (markup.function_end, markup.end):
         yield from source.skip()
         if end and (yield from source.accept(end)):
             reader.end()
-    return True
 
 
 def _name_ended(source: Source, markup: Markup) -> Steps[bool]:

@@ -19,27 +19,27 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null", "true": "true", 
 _SIMPLE_ESCAPES = frozenset('ntrbf"\\')
 
 
-def pythonic_calls(reader: Reader, *, close: str = "") -> Steps[bool]:
-    """Read `[f(...), ...]`, or calls that are JSON, of functions of the request. Returns whether there was one."""
+def pythonic_calls(reader: Reader, *, close: str = "") -> Steps[None]:
+    """Read `[f(...), ...]`, or calls that are JSON, of functions of the request."""
     source = reader.source
     yield from source.skip()
     if (yield from source.peek()) == "{":
-        return (yield from json_calls(reader, known=True, close=close))
+        yield from json_calls(reader, known=True, close=close)
+        return
     if not (yield from source.accept("[")):
-        return False
+        return
     yield from source.skip()
     if (yield from source.peek()) == "{":
-        return (yield from json_calls(reader, known=True, close=close, listed=True))
-    called = False
+        yield from json_calls(reader, known=True, close=close, listed=True)
+        return
     while True:
         yield from source.skip()
         name = yield from source.word(_WORD)
         if name not in reader.functions or not (yield from source.accept("(")):
-            break
-        called = True
+            return
         reader.begin(name)
         if not (yield from _arguments(reader, name)):
-            return True
+            return
         reader.end()
         yield from source.skip()
         if (yield from source.accept(",")):
@@ -48,8 +48,7 @@ def pythonic_calls(reader: Reader, *, close: str = "") -> Steps[bool]:
             if end and (yield from source.accept(end)):
                 reader.end()
                 yield from source.skip()
-        break
-    return called
+        return
 
 
 def _arguments(reader: Reader, name: str) -> Steps[bool]:

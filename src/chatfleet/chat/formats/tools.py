@@ -43,8 +43,8 @@ class ToolFormat:
     name: str
     openers: tuple[str, ...]
     """The texts at which a call may begin; `read` finds out whether one does."""
-    read: Callable[[Reader, str], Steps[bool]]
-    """Reads from an opener, which it is given, on. Returns whether there was a call."""
+    read: Callable[[Reader, str], Steps[None]]
+    """Reads from an opener, which it is given, on. What is no call is left in the source's record."""
     shape: CallShape
     marks: tuple[tuple[str, ...], ...]
     """Of what is found in the chat templates of such models: each of one of these."""
@@ -70,20 +70,20 @@ def _json_shape(trigger: str, key: str = "arguments") -> dict[str, str]:
     return {"trigger": trigger, "before_name": '{"name": "', "after_name": f'", "{key}": ', "after_arguments": "}"}
 
 
-def _tagged_json(reader: Reader, tag: str, close: str = "") -> Steps[bool]:
+def _tagged_json(reader: Reader, tag: str, close: str = "") -> Steps[None]:
     yield from reader.source.accept(tag)
-    return (yield from json_calls(reader, close=close))
+    yield from json_calls(reader, close=close)
 
 
-def _bare(reader: Reader, tag: str) -> Steps[bool]:
+def _bare(reader: Reader, tag: str) -> Steps[None]:
     """Calls that no tag tells from text: JSON anywhere, Python only where a line begins (x[f(1)] is none)."""
     if tag == "[" and not reader.output.at_line_start:
         reader.source.take(1)
-        return False
-    if tag in ("{", "["):
-        return (yield from pythonic_calls(reader))
-    yield from reader.source.accept(tag)
-    return (yield from pythonic_calls(reader, close=_PYTHON_END))
+    elif tag in ("{", "["):
+        yield from pythonic_calls(reader)
+    else:
+        yield from reader.source.accept(tag)
+        yield from pythonic_calls(reader, close=_PYTHON_END)
 
 
 _PYTHON_TAG, _PYTHON_START, _PYTHON_END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
@@ -96,13 +96,14 @@ _TOOL_CALLS = "[TOOL_CALLS]"
 _MISTRAL = Header(_TOOL_CALLS, "[ARGS]", name=lambda header: header.split("[CALL_ID]")[0])
 
 
-def _mistral(reader: Reader, tag: str) -> Steps[bool]:
+def _mistral(reader: Reader, tag: str) -> Steps[None]:
     source = reader.source
     yield from source.accept(tag)
     yield from source.skip()
     if (yield from source.peek()) in ("{", "["):
-        return (yield from json_calls(reader))
-    return (yield from header_call(reader, _MISTRAL))
+        yield from json_calls(reader)
+    else:
+        yield from header_call(reader, _MISTRAL)
 
 
 _KIMI = Header(
@@ -186,22 +187,21 @@ def _markup_format(name: str, markup: Markup, *marks: tuple[str, ...]) -> ToolFo
     )
 
 
-def _no_calls(reader: Reader, tag: str) -> Steps[bool]:
+def _no_calls(reader: Reader, tag: str) -> Steps[None]:
     yield from reader.source.accept(tag)
-    return False
 
 
 _FUNCTOOLS, _PHI_END = "functools[", "<|/tool_call|>"
 
 
-def _phi(reader: Reader, tag: str) -> Steps[bool]:
+def _phi(reader: Reader, tag: str) -> Steps[None]:
     source = reader.source
     yield from source.accept(tag)
     listed = tag == _FUNCTOOLS
     if not listed:
         yield from source.skip()
         listed = yield from source.accept(_FUNCTOOLS)
-    return (yield from json_calls(reader, close=_PHI_END, listed=listed))
+    yield from json_calls(reader, close=_PHI_END, listed=listed)
 
 
 # From the particular to the general: the first whose marks a template has is its format.
